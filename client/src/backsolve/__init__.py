@@ -1,0 +1,55 @@
+"""Differentiable linear solves, local or served.
+
+    import backsolve
+    x = backsolve.Client().solve(A, b).x
+
+Names are loaded when they are first used, so that importing the package costs next to nothing
+and `backsolve.errors` and `backsolve.types` need only NumPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Client as Client
+    from .errors import BacksolveError as BacksolveError
+    from .factorized import Factorized as Factorized
+    from .pattern import Pattern as Pattern
+    from .types import Certificate as Certificate
+    from .types import Gradients as Gradients
+    from .types import Solution as Solution
+    from .types import Status as Status
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BacksolveError": "errors",
+    "Certificate": "types",
+    "Client": "client",
+    "Factorized": "factorized",
+    "Gradients": "types",
+    "Pattern": "pattern",
+    "Solution": "types",
+    "Status": "types",
+}
+
+__all__ = [
+    "BacksolveError",
+    "Certificate",
+    "Client",
+    "Factorized",
+    "Gradients",
+    "Pattern",
+    "Solution",
+    "Status",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

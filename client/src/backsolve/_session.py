@@ -1,0 +1,165 @@
+"""Calls on matrices in canonical form: by digest first, with the data only when it is missed."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar, final
+
+import numpy as np
+
+from ._failure import check_choice, settle, without_answer
+from ._transports.base import JvpCall, PutCall, SolveCall, Transport, VjpCall
+from .errors import (
+    DigestMismatchError,
+    InvalidDtypeError,
+    InvalidShapeError,
+    MatrixChangedError,
+    NeedMatrixError,
+    NeedValuesError,
+    SolveError,
+)
+from .fingerprint import matrix_ref
+from .matrix import Matrix
+from .retry import Budget
+from .types import Array, Gradients, OnFailure, Options, Solution, Want
+
+T = TypeVar("T")
+
+_UPLOADS_PER_CALL = 4
+"""A matrix that is evicted as often as this between its upload and its use does not fit the cache."""
+
+
+class Unset:
+    """The type of `UNSET`: not given, as opposed to None (no limit)."""
+
+
+UNSET: Final = Unset()
+Timeout = float | None | Unset
+
+
+@final
+class Session:
+    """One transport, the time that calls may take, and the matrices it has sent. Thread-safe.
+
+    Args:
+        transport: what carries the calls.
+        timeout: seconds for each call unless it says otherwise; None waits for ever.
+    """
+
+    def __init__(self, transport: Transport, timeout: float | None) -> None:
+        self.transport = transport
+        self.timeout = timeout
+        self.uploads = 0
+        self._met_before = False
+
+    def solve(
+        self,
+        matrix: Matrix,
+        rhs: Array,
+        options: Options,
+        x0: Array | None,
+        timeout: Timeout,
+        on_failure: OnFailure,
+    ) -> Solution:
+        """Solve `op(A) x = rhs`."""
+        check_choice(on_failure)
+        _check_fits(matrix, rhs, "b")
+        call = SolveCall(matrix.ref, options, np.ascontiguousarray(rhs), _like(x0, rhs, "x0"))
+        try:
+            reply = self._send(matrix, lambda left: self.transport.solve(call, left), timeout)
+        except SolveError as error:
+            return without_answer(error, rhs, options.method, on_failure, "solve")
+        return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, "solve")
+
+    def adjoint(
+        self,
+        matrix: Matrix,
+        cotangent: Array,
+        options: Options,
+        want: tuple[Want, ...],
+        x: Array | None,
+        timeout: Timeout,
+        on_failure: OnFailure,
+    ) -> Gradients:
+        """Pull a cotangent back; `options.trans` names the operator of the forward solve."""
+        check_choice(on_failure)
+        _check_fits(matrix, cotangent, "the cotangent")
+        call = VjpCall(matrix.ref, options, np.ascontiguousarray(cotangent), want, _like(x, cotangent, "x"))
+        what = "adjoint solve (backward)"
+        try:
+            reply = self._send(matrix, lambda left: self.transport.vjp(call, left), timeout)
+        except SolveError as error:
+            blank = without_answer(error, cotangent, options.method, on_failure, what)
+            values = np.full_like(matrix.values, np.nan) if "values" in want else None
+            return Gradients(blank.x if "b" in want else None, values, blank.stats)
+        lam = np.zeros(0, matrix.dtype) if reply.b is None else reply.b
+        settled = settle(Solution(lam, reply.certificate.status, reply.certificate), on_failure, what)
+        return Gradients(None if reply.b is None else settled.x, reply.values, reply.certificate)
+
+    def tangent(
+        self, matrix: Matrix, rhs: Array, options: Options, timeout: Timeout, on_failure: OnFailure
+    ) -> Solution:
+        """Solve `op(A) dx = rhs`, where `rhs = db - op(dA) x` was formed by the caller."""
+        check_choice(on_failure)
+        _check_fits(matrix, rhs, "the tangent")
+        call = JvpCall(matrix.ref, options, None, np.ascontiguousarray(rhs), None)
+        what = "tangent solve"
+        try:
+            reply = self._send(matrix, lambda left: self.transport.jvp(call, left), timeout)
+        except SolveError as error:
+            return without_answer(error, rhs, options.method, on_failure, what)
+        return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, what)
+
+    def budget(self, timeout: Timeout) -> Budget:
+        """The time of one call."""
+        seconds = self.timeout if isinstance(timeout, Unset) else timeout
+        return Budget(seconds, met_before=self._met_before)
+
+    def _send(self, matrix: Matrix, attempt: Callable[[float | None], T], timeout: Timeout) -> T:
+        """Make a call by digest; when the server lacks the matrix, upload it and call again."""
+        budget = self.budget(timeout)
+        for _ in range(_UPLOADS_PER_CALL):
+            try:
+                reply = budget.run(attempt)
+            except NeedValuesError:
+                self._upload(matrix, budget, values_only=True)
+            except NeedMatrixError:
+                self._upload(matrix, budget, values_only=False)
+            else:
+                self._met_before = True
+                return reply
+        self._upload(matrix, budget, values_only=False)
+        return budget.run(attempt)
+
+    def _upload(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> None:
+        """Send a matrix under the digests it was called by.
+
+        Raises:
+            MatrixChangedError: its values are no longer those that the call has named.
+        """
+        self._met_before = True
+        self.uploads += 1
+        call = PutCall(matrix.ref, matrix, values_only)
+        try:
+            budget.run(lambda left: self.transport.put(call, left))
+        except NeedMatrixError:
+            whole = PutCall(matrix.ref, matrix)
+            budget.run(lambda left: self.transport.put(whole, left))
+        except DigestMismatchError as error:
+            if matrix_ref(matrix.pattern, matrix.values) != matrix.ref:
+                raise MatrixChangedError(
+                    "A was modified after the call that used it began: pass a copy, or do not write to it in place"
+                ) from error
+            raise
+
+
+def _check_fits(matrix: Matrix, array: Array, what: str) -> None:
+    if array.dtype != matrix.dtype:
+        raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
+    matrix.is_vector(array)
+
+
+def _like(array: Array | None, rhs: Array, what: str) -> Array | None:
+    if array is None:
+        return None
+    if array.shape != rhs.shape:
+        raise InvalidShapeError(f"{what} has shape {array.shape}, it must be shaped like b, {rhs.shape}")
+    return np.ascontiguousarray(array, dtype=rhs.dtype)

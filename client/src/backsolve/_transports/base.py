@@ -1,0 +1,150 @@
+"""The seam between the client and whatever answers it: one set of calls, one abstract transport.
+
+The data plane of the service takes the same calls, so a transport only carries them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..matrix import Matrix
+from ..types import Array, Certificate, Holding, MatrixRef, Options, ServerInfo, Want
+
+
+@dataclass(frozen=True, slots=True)
+class SolveCall:
+    """Solve `op(A) x = b`.
+
+    Attributes:
+        ref: identity of A.
+        options: method and solve spec.
+        rhs: `[n]`, `[n, k]`, or with a leading batch axis when A's values have one. Its
+            element type is A's.
+        x0: first iterate, shaped like `rhs`.
+    """
+
+    ref: MatrixRef
+    options: Options
+    rhs: Array
+    x0: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SolveReply:
+    """`x`, shaped like the right-hand side, and its certificate."""
+
+    x: Array
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class VjpCall:
+    """Pull a cotangent of `x = op(A)⁻¹ b` back to `b` and A's values.
+
+    Attributes:
+        options: those of the forward solve; the adjoint operator follows from `trans`.
+        cotangent: shaped like `x`.
+        want: which gradients to form. The client asks for "b" alone and forms the gradient
+            of the values from λ itself; "values" is for callers that cannot.
+        x: the forward answer, needed for "values" only.
+    """
+
+    ref: MatrixRef
+    options: Options
+    cotangent: Array
+    want: tuple[Want, ...] = ("b",)
+    x: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VjpReply:
+    """What was wanted: `b` shaped like the cotangent, `values` shaped like A's values."""
+
+    b: Array | None
+    values: Array | None
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class JvpCall:
+    """Push tangents of A's values and of `b` forward to `x = op(A)⁻¹ b`.
+
+    Attributes:
+        x: the forward answer; needed with `values_tangent` only.
+        b_tangent: shaped like `b`.
+        values_tangent: shaped like A's values.
+    """
+
+    ref: MatrixRef
+    options: Options
+    x: Array | None
+    b_tangent: Array | None
+    values_tangent: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class PutCall:
+    """Send a matrix.
+
+    Attributes:
+        ref: what the sender believes its digests are; the server computes its own.
+        matrix: pattern and values; of a values-only upload the receiver takes the pattern
+            that it already holds under `ref.pattern`.
+        values_only: whether the pattern's arrays are left out.
+    """
+
+    ref: MatrixRef
+    matrix: Matrix
+    values_only: bool = False
+
+
+class Wire(Protocol):
+    """Counts the payload bytes a transport has moved."""
+
+    sent: int
+    received: int
+
+
+class Transport(ABC):
+    """Carries calls to a data plane. Thread-safe.
+
+    Every method raises a class of `backsolve.errors`: what the other side raised, or
+    `UnreachableError` when there is none. `timeout` is in seconds; None waits for ever.
+    """
+
+    @abstractmethod
+    def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
+        """Solve."""
+
+    @abstractmethod
+    def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
+        """One adjoint solve."""
+
+    @abstractmethod
+    def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
+        """One tangent solve."""
+
+    @abstractmethod
+    def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
+        """Upload a matrix, or its values alone; idempotent. Returns the server's digests."""
+
+    @abstractmethod
+    def find(self, refs: Sequence[MatrixRef], timeout: float | None) -> list[Holding]:
+        """How much of each matrix the other side holds."""
+
+    @abstractmethod
+    def release(self, ref: MatrixRef, timeout: float | None) -> None:
+        """Hint that this caller needs the matrix no longer."""
+
+    @abstractmethod
+    def info(self, timeout: float | None) -> ServerInfo:
+        """Versions, limits and methods."""
+
+    @abstractmethod
+    def stats(self, timeout: float | None) -> Mapping[str, float]:
+        """Counters of the data plane: factorizations, solves, cache hits and bytes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free connections; later calls fail."""

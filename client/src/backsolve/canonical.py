@@ -1,0 +1,231 @@
+"""From what callers have to the canonical form, and back again for gradients.
+
+Only this side of the wire converts: CSC, COO, unsorted, duplicated, strided and integer input
+becomes sorted CSR (or C-ordered dense) here, and a gradient on the canonical entries returns to
+the caller's own layout and order. The server refuses anything that is not canonical.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, final
+
+import numpy as np
+
+from .errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
+from .matrix import Matrix, check_dtype
+from .pattern import DensePattern, IndexArray, Pattern, square
+from .types import Array
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """How a caller's stored entries lie in a canonical pattern.
+
+    Attributes:
+        pattern: the canonical pattern.
+        position: `[caller's nnz]` canonical index of each of the caller's entries; None when
+            they already are canonical.
+    """
+
+    pattern: Pattern
+    position: IndexArray | None
+
+    def gather(self, values: Array) -> Array:
+        """Canonical values `[..., nnz]` of the caller's; duplicated entries are summed."""
+        if self.position is None:
+            return np.ascontiguousarray(values)
+        out = np.zeros((*values.shape[:-1], self.pattern.nnz), dtype=values.dtype)
+        flat, source = out.reshape(-1, self.pattern.nnz), values.reshape(-1, values.shape[-1])
+        for row, entries in zip(flat, source, strict=True):
+            np.add.at(row, self.position, entries)
+        return out
+
+    def scatter(self, gradient: Array) -> Array:
+        """The caller's gradient of a canonical one: each duplicate receives it in full."""
+        return gradient if self.position is None else gradient[..., self.position]
+
+
+def from_coordinates(rows: IndexArray, columns: IndexArray, shape: tuple[int, int]) -> Entries:
+    """Entries of a matrix given by row and column of each, in any order, duplicates allowed.
+
+    Args:
+        rows, columns: `[nnz]` integers.
+        shape: `(n, n)`.
+
+    Raises:
+        InvalidPatternError: an index lies outside the matrix.
+    """
+    n = square(shape)[0]
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    if rows.shape != columns.shape or rows.ndim != 1:
+        raise InvalidPatternError(f"row and column indices have shapes {rows.shape} and {columns.shape}")
+    for index in (rows, columns):
+        if index.size and (index.min() < 0 or index.max() >= n):
+            raise InvalidPatternError(f"indices point outside the {n}x{n} matrix")
+    key = rows.astype(np.int64) * n + columns
+    unique, position = np.unique(key, return_inverse=True)
+    indptr = np.zeros(n + 1, dtype=np.int64)
+    if n:
+        np.cumsum(np.bincount(unique // n, minlength=n), out=indptr[1:])
+    pattern = Pattern(indptr, unique % n if n else unique, shape)
+    in_order = unique.size == key.size and bool(np.all(key[1:] > key[:-1]))
+    return Entries(pattern, None if in_order else position.reshape(-1))
+
+
+def from_compressed(indptr: IndexArray, indices: IndexArray, shape: tuple[int, int]) -> Entries:
+    """Entries of a CSR matrix, canonical or not.
+
+    Raises:
+        InvalidPatternError: `indptr` is not the row structure of `indices`.
+    """
+    try:
+        return Entries(Pattern(indptr, indices, shape), None)
+    except InvalidPatternError:
+        return from_coordinates(_expand(np.asarray(indptr), np.asarray(indices)), indices, shape)
+
+
+def _expand(indptr: IndexArray, indices: IndexArray) -> IndexArray:
+    """Row of each entry; refuses an `indptr` that describes no rows."""
+    steps = np.diff(indptr)
+    if indptr.size == 0 or indptr[0] != 0 or np.any(steps < 0) or indptr[-1] != indices.size:
+        raise InvalidPatternError("indptr must begin with 0, never decrease, and end at the number of indices")
+    return np.repeat(np.arange(steps.size), steps)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """A caller's matrix in canonical form.
+
+    Attributes:
+        matrix: the canonical matrix; its values may share memory with the caller's.
+        entries: the map of a sparse matrix's entries, None for a dense one.
+        template: the caller's object, whose layout gradients take.
+    """
+
+    matrix: Matrix
+    entries: Entries | None
+    template: Any
+
+    def like_caller(self, gradient: Array) -> Any:
+        """A gradient on the canonical entries, in the caller's layout and order."""
+        if self.entries is None:
+            return gradient
+        a = self.template
+        if a.format == "coo":
+            return type(a)((self.entries.scatter(gradient), (a.row, a.col)), shape=a.shape)
+        if a.format in ("csr", "csc"):
+            return type(a)((self.entries.scatter(gradient), a.indices, a.indptr), shape=a.shape)
+        csr = a.tocsr()
+        return type(csr)((gradient, self.matrix.pattern.indices, self.matrix.pattern.indptr), shape=a.shape).asformat(  # type: ignore[union-attr]
+            a.format
+        )
+
+
+class PatternMemo:
+    """The patterns a client has met last, so that an unchanged one is neither checked nor hashed again.
+
+    Found by comparing the arrays themselves (memory speed), never by identity: the caller may
+    have written to them.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._lock = Lock()
+        self._known: OrderedDict[tuple[int, int, bool], Entries] = OrderedDict()
+        self._sources: dict[tuple[int, int, bool], tuple[IndexArray, IndexArray]] = {}
+
+    def compressed(self, indptr: IndexArray, indices: IndexArray, shape: tuple[int, int], by_column: bool) -> Entries:
+        """Entries of a CSR (`by_column`: CSC) matrix."""
+        key = (shape[0], int(np.size(indices)), by_column)
+        with self._lock:
+            known, source = self._known.get(key), self._sources.get(key)
+        if known and source and np.array_equal(source[0], indptr) and np.array_equal(source[1], indices):
+            return known
+        if by_column:
+            entries = from_coordinates(indices, _expand(indptr, indices), shape)
+        else:
+            entries = from_compressed(indptr, indices, shape)
+        own = (indptr.copy(), indices.copy()) if entries.position is not None else _owned(entries.pattern)
+        with self._lock:
+            self._known[key], self._sources[key] = entries, own
+            self._known.move_to_end(key)
+            while len(self._known) > self._size:
+                oldest, _ = self._known.popitem(last=False)
+                del self._sources[oldest]
+        return entries
+
+    def forget_locks(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = Lock()
+
+
+def _owned(pattern: Pattern) -> tuple[IndexArray, IndexArray]:
+    return pattern.indptr, pattern.indices
+
+
+def is_sparse(A: Any) -> bool:
+    """Whether `A` is a SciPy sparse matrix or array (SciPy itself is not imported)."""
+    return hasattr(A, "tocsr") and hasattr(A, "format")
+
+
+def as_array(values: Any, what: str) -> Array:
+    """A NumPy array of one of `DTYPES`; integers become float64, as in NumPy's own solvers.
+
+    Raises:
+        InvalidDtypeError: the element type cannot be solved in.
+    """
+    if is_sparse(values):
+        raise InvalidShapeError(f"{what} is sparse; pass a dense array, e.g. {what}.toarray()")
+    array = np.asarray(values)
+    return native(array, what)
+
+
+def native(array: Array, what: str) -> Array:
+    """Integers to float64, foreign byte order to the machine's; anything else is refused."""
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise InvalidDtypeError(f"{what} is {array.dtype}; extended precision is not available: use float64")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    check_dtype(array.dtype, what)
+    return array
+
+
+def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo | None = None) -> Canonical:
+    """Bring a NumPy array or a SciPy sparse matrix into canonical form.
+
+    Args:
+        A: `[n, n]` or `[batch, n, n]` dense, or any SciPy sparse format.
+        dtype: convert the values to this type (the common one of A and b).
+        memo: where to look for a pattern met before.
+
+    Raises:
+        InvalidShapeError: not square.
+        InvalidDtypeError: an element type that cannot be solved in.
+        InvalidPatternError: broken index arrays.
+    """
+    if not is_sparse(A):
+        values = as_array(A, "A")
+        if values.ndim not in (2, 3):
+            raise InvalidShapeError(f"A must be [n, n] or [batch, n, n]; it has {values.ndim} dimensions")
+        pattern = DensePattern((values.shape[-2], values.shape[-1]))
+        return Canonical(Matrix(pattern, _cast(values, dtype)), None, A)
+    shape = square(tuple(A.shape))
+    memo = memo or PatternMemo(1)
+    source = A if A.format in ("csr", "csc", "coo") else A.tocsr()
+    values = _cast(native(np.asarray(source.data), "A"), dtype)
+    if source.format == "coo":
+        entries = from_coordinates(source.row, source.col, shape)
+    else:
+        entries = memo.compressed(source.indptr, source.indices, shape, by_column=source.format == "csc")
+    if values.shape != (source.indices.size if source.format != "coo" else source.row.size,):
+        raise InvalidPatternError("A has another number of values than of indices")
+    return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
+
+
+def _cast(values: Array, dtype: "np.dtype[Any] | None") -> Array:
+    return values if dtype is None or values.dtype == dtype else values.astype(dtype)

@@ -1,0 +1,335 @@
+"""The client: linear solves, their gradients and tangents, wherever the engine runs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from threading import Lock
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+
+from ._entry import connect
+from ._fork import renew_after_fork
+from ._session import UNSET, Session, Timeout
+from ._transports.base import Transport
+from .canonical import Canonical, PatternMemo, as_array, canonicalise, is_sparse, native
+from .config import resolve
+from .errors import InvalidOptionError, InvalidPatternError
+from .factorized import Factorized
+from .gradient import tangent_rhs, values_gradient
+from .matrix import Matrix
+from .options import make_options
+from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Trans, Want
+
+DEFAULT_TIMEOUT = 60.0
+"""Seconds that a call may take over all its attempts, unless it is told otherwise."""
+
+
+@final
+class Client:
+    """Solves `A x = b` in this process or on a server; the calls are the same.
+
+    Thread-safe, usable as a context manager, and after `fork`. A matrix is sent once; later
+    calls name it by the hash of its content, and a server that has lost it is sent it again.
+
+    Args:
+        url: "http(s)://host:port", "grpc(s)://host:port" or "backsolve://host"; by default the
+            environment's BACKSOLVE_URL, and without one the engine in this process.
+        token: bearer token; by default BACKSOLVE_TOKEN.
+        timeout: seconds for each call, retries and uploads included; None waits for ever.
+        ca_file: certificate authorities to trust, a PEM file; by default BACKSOLVE_CA_FILE.
+
+    Raises:
+        InvalidOptionError: the URL cannot be understood.
+        NotSupportedError: no URL, and the package `backsolve-service` is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        ca_file: str | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._session = Session(transport or connect(resolve(url, token, ca_file)), timeout)
+        self._memo = PatternMemo()
+        renew_after_fork(self, Client._renew)
+
+    def _renew(self) -> None:
+        self._memo.forget_locks()
+
+    # -- solving ---------------------------------------------------------------------------
+
+    def solve(
+        self,
+        A: Any,
+        b: Any,
+        *,
+        method: str = "auto",
+        trans: Trans = "N",
+        rtol: float | None = None,
+        atol: float | None = None,
+        maxiter: int | None = None,
+        preconditioner: str | None = None,
+        refine: int | None = None,
+        x0: Any = None,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+    ) -> Solution:
+        """Solve `op(A) x = b`.
+
+        Args:
+            A: `[n, n]` or `[batch, n, n]` array, or a SciPy sparse matrix. Integers count as
+                float64; A and b are brought to their common type.
+            b: vectors if `b.ndim == A.ndim - 1`, columns `[..., n, k]` if one more.
+            method: "auto", or one of `info().methods`.
+            trans: "N", "T" or "H": which operator.
+            rtol, atol: wanted ||b - op(A)x|| <= max(rtol ||b||, atol), in the 2-norm.
+            maxiter, preconditioner, x0: for iterative methods.
+            refine: most steps of iterative refinement, for direct methods.
+            on_failure: for an answer that misses its tolerance, or has none: "raise", "warn"
+                (NotConvergedWarning), or "nan".
+            timeout: seconds; by default the client's.
+
+        Returns:
+            x shaped like b, its status, and the certificate.
+
+        Raises:
+            BacksolveError: the subclass tells why (see `backsolve.errors`).
+        """
+        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        canonical, (rhs, start) = self._common(A, b=b, x0=x0)
+        assert rhs is not None
+        return self.solve_matrix(canonical.matrix, rhs, options, x0=start, timeout=timeout, on_failure=on_failure)
+
+    def solve_matrix(
+        self,
+        matrix: Matrix,
+        rhs: Array,
+        options: Options,
+        *,
+        x0: Array | None = None,
+        timeout: Timeout = UNSET,
+        on_failure: OnFailure = "raise",
+    ) -> Solution:
+        """`solve` for a matrix in canonical form, as the framework adapters call it.
+
+        `matrix.ref` is computed once for the object, so a backward that reuses the forward's
+        object hashes nothing. `rhs` and `x0` have the matrix's element type.
+        """
+        return self._session.solve(matrix, rhs, options, x0, timeout, on_failure)
+
+    def factorized(
+        self,
+        A: Any,
+        *,
+        method: str = "auto",
+        refine: int | None = None,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+    ) -> "Factorized":
+        """Factorize now, solve later: SciPy's `splu` and `factorized` in one handle.
+
+        The handle holds digests and a private copy of the values, no memory of the server: it
+        stays valid whatever the server forgets. Arguments and errors are those of `solve`.
+        """
+        options = make_options(method, "N", None, None, None, None, refine)
+        canonical, _ = self._common(A)
+        matrix = Matrix(canonical.matrix.pattern, canonical.matrix.values.copy())
+        return Factorized(self._session, matrix, options, on_failure, timeout)
+
+    # -- derivatives -----------------------------------------------------------------------
+
+    def vjp(
+        self,
+        A: Any,
+        x: Any,
+        cotangent: Any,
+        *,
+        want: tuple[Want, ...] = ("b", "values"),
+        values_on: str = "client",
+        method: str = "auto",
+        trans: Trans = "N",
+        rtol: float | None = None,
+        atol: float | None = None,
+        maxiter: int | None = None,
+        preconditioner: str | None = None,
+        refine: int | None = None,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+    ) -> Gradients:
+        """Pull a cotangent of `x = op(A)⁻¹ b` back to b and to A's stored entries.
+
+        One adjoint solve with the factor of the forward solve: `op(A)ᴴ λ = cotangent`, then
+        `∂b = λ` and `∂A = -λ xᴴ` on A's entries (trans "N"). Of complex data this is the
+        gradient with respect to the conjugate, as PyTorch has it.
+
+        Args:
+            A: as for `solve`.
+            x: the forward answer; may be None when only "b" is wanted.
+            cotangent: shaped like x.
+            want: which gradients; the other is None.
+            values_on: "client" (λ alone travels) or "server" (`∂A` is formed there).
+
+        Returns:
+            `b` shaped like the cotangent, `values` in A's own layout and order.
+
+        Source: Giles, "An extended collection of matrix derivative results", 2008, sec. 2.3.1.
+        """
+        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        _check_want(want, values_on, x)
+        needs_x = "values" in want
+        canonical, (given, forward) = self._common(A, cotangent=cotangent, x=x if needs_x else None)
+        assert given is not None
+        matrix = canonical.matrix
+        if values_on == "server" and needs_x:
+            reply = self._session.adjoint(matrix, given, options, want, forward, timeout, on_failure)
+            return replace(reply, values=canonical.like_caller(reply.values))
+        reply = self._session.adjoint(matrix, given, options, ("b",), None, timeout, on_failure)
+        values = None
+        if needs_x:
+            assert forward is not None
+            assert reply.b is not None
+            values = canonical.like_caller(
+                values_gradient(matrix.pattern, reply.b, forward, trans, batched=matrix.batch is not None)
+            )
+        return replace(reply, b=reply.b if "b" in want else None, values=values)
+
+    def vjp_matrix(
+        self,
+        matrix: Matrix,
+        cotangent: Array,
+        options: Options,
+        *,
+        timeout: Timeout = UNSET,
+        on_failure: OnFailure = "raise",
+    ) -> Gradients:
+        """The adjoint solve alone, for a matrix in canonical form; `values` is None.
+
+        `options` are those of the forward solve: `trans` names the forward's operator.
+        """
+        return self._session.adjoint(matrix, cotangent, options, ("b",), None, timeout, on_failure)
+
+    def jvp(
+        self,
+        A: Any,
+        x: Any,
+        *,
+        A_tangent: Any = None,
+        b_tangent: Any = None,
+        method: str = "auto",
+        trans: Trans = "N",
+        rtol: float | None = None,
+        atol: float | None = None,
+        maxiter: int | None = None,
+        preconditioner: str | None = None,
+        refine: int | None = None,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+    ) -> Solution:
+        """Push tangents forward: `dx = op(A)⁻¹ (db - op(dA) x)`, one solve with the same factor.
+
+        Args:
+            A: as for `solve`.
+            x: the forward answer.
+            A_tangent: like A, on the same stored entries; None: A does not move.
+            b_tangent: shaped like x; None: b does not move.
+
+        Returns:
+            dx, shaped like x, with the certificate of its solve.
+
+        Raises:
+            InvalidPatternError: `A_tangent` has other stored entries than A.
+        """
+        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        if A_tangent is None and b_tangent is None:
+            raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
+        tangents = None if A_tangent is None else canonicalise(A_tangent)
+        extra = None if tangents is None else tangents.matrix.dtype
+        canonical, (forward, moved) = self._common(A, extra, x=x, b_tangent=b_tangent)
+        assert forward is not None
+        matrix = canonical.matrix
+        values = None
+        if tangents is not None:
+            if not matrix.pattern.same_as(tangents.matrix.pattern):
+                raise InvalidPatternError("A_tangent must have the stored entries of A, explicit zeros included")
+            values = tangents.matrix.values.astype(matrix.dtype, copy=False)
+        rhs = tangent_rhs(matrix.pattern, values, forward, moved, trans)
+        return self.jvp_matrix(matrix, rhs, options, timeout=timeout, on_failure=on_failure)
+
+    def jvp_matrix(
+        self,
+        matrix: Matrix,
+        tangent: Array,
+        options: Options,
+        *,
+        timeout: Timeout = UNSET,
+        on_failure: OnFailure = "raise",
+    ) -> Solution:
+        """The tangent solve alone, its right-hand side `db - op(dA) x` formed by the caller."""
+        return self._session.tangent(matrix, tangent, options, timeout, on_failure)
+
+    # -- the other side --------------------------------------------------------------------
+
+    def info(self, *, timeout: Timeout = UNSET) -> ServerInfo:
+        """What answers: versions, limits, methods, devices."""
+        return self._session.budget(timeout).run(self._session.transport.info)
+
+    def stats(self, *, timeout: Timeout = UNSET) -> Mapping[str, float]:
+        """Counters since the data plane started, and this client's `uploads`."""
+        counters = dict(self._session.budget(timeout).run(self._session.transport.stats))
+        counters["uploads"] = float(self._session.uploads)
+        return counters
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the calls."""
+        return self._session.transport
+
+    def close(self) -> None:
+        """Free connections, or this client's share of the embedded engine."""
+        self._session.transport.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _common(
+        self, A: Any, dtype: "np.dtype[Any] | None" = None, **arrays: Any
+    ) -> tuple[Canonical, tuple[Array | None, ...]]:
+        """A and the given arrays in their common element type, A in canonical form."""
+        given = {name: None if value is None else as_array(value, name) for name, value in arrays.items()}
+        a = A if is_sparse(A) else as_array(A, "A")
+        # Integers count as float64 here already, or float32 with int64 would not.
+        own = np.dtype(np.float64) if a.dtype.kind in "biu" else native(np.empty(0, a.dtype), "A").dtype
+        types = [own, *(v.dtype for v in given.values() if v is not None), *([dtype] if dtype else [])]
+        common = np.result_type(*types)
+        cast = tuple(None if v is None else np.asarray(v, dtype=common) for v in given.values())
+        return canonicalise(a, common, self._memo), cast
+
+
+_default_lock = Lock()
+_default: list[Client] = []
+
+
+def default_client() -> Client:
+    """The process-wide client that framework adapters use when they are given none."""
+    with _default_lock:
+        if not _default:
+            _default.append(Client())
+        return _default[0]
+
+
+def _check_want(want: tuple[Want, ...], values_on: str, x: Any) -> None:
+    if not want or not set(want) <= {"b", "values"}:
+        raise InvalidOptionError("want must name 'b', 'values', or both")
+    if values_on not in ("client", "server"):
+        raise InvalidOptionError("values_on must be 'client' or 'server'")
+    if "values" in want and x is None:
+        raise InvalidOptionError("the gradient of the values needs x, the forward answer")

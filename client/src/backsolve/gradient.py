@@ -1,0 +1,175 @@
+"""Gradients of `x = op(A)⁻¹ b` from the adjoint λ and x alone, on A's own stored entries.
+
+Derivation, for the cotangent g = ∂L/∂conj(x) that PyTorch means by a gradient. With
+dL = Re(gᴴ dx) and A dx = db - dA x:
+
+    dL = Re(gᴴ A⁻¹ (db - dA x)) = Re(λᴴ db) - Re(λᴴ dA x),    Aᴴ λ = g
+
+so the gradient of b is λ, and of A it is -λ xᴴ: at the entry (r, c), -λ[r] conj(x[c]). The other
+two operators follow by putting dAᵀ or dAᴴ for dA:
+
+    trans   adjoint system        gradient at (r, c)
+    N       Aᴴ λ = g              -λ[r] conj(x[c])
+    T       conj(A) λ = g         -conj(x[r]) λ[c]
+    H       A λ = g               -x[r] conj(λ[c])
+
+A right-hand side of several columns sums over them. No n x n array is formed for a sparse A.
+
+Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode
+algorithmic differentiation", 2008, section 2.2.3.
+"""
+
+import numpy as np
+
+from .errors import InvalidOptionError, InvalidShapeError
+from .pattern import AnyPattern, Pattern
+from .types import Array, Trans
+
+_CHUNK = 1 << 18
+"""Numbers gathered at a time: 2 MB in double precision, which stays in the cache."""
+
+
+def adjoint(trans: Trans) -> tuple[Trans, bool]:
+    """The solve that gives λ: its operator, and whether it is done on conjugated data.
+
+    With `(op, conjugate) = adjoint(trans)`: λ = solve(op, g), or, if `conjugate`,
+    λ = conj(solve(op, conj(g))). For real data conjugation does nothing.
+    """
+    if trans == "N":
+        return "H", False
+    if trans == "H":
+        return "N", False
+    if trans == "T":
+        # conj(A) λ = g is the conjugate of A conj(λ) = conj(g).
+        return "N", True
+    raise InvalidOptionError("trans is not known: there are N, T, H", option="trans")
+
+
+def values_gradient(pattern: AnyPattern, lam: Array, x: Array, trans: Trans, *, batched: bool | None = None) -> Array:
+    """Gradient of A's values; costs nnz multiply-adds a column.
+
+    Args:
+        pattern: of A.
+        lam: `[n]`, `[n, k]`, `[batch, n]` or `[batch, n, k]`: the adjoint.
+        x: shaped like `lam`: the forward answer.
+        trans: of the forward solve.
+        batched: whether the first axis is a batch. None reads it off the shape, which is
+            impossible for `[n, n]` alone: say it there.
+
+    Returns:
+        `[nnz]` (`[n, n]` on a dense pattern), with the batch axis if there is one.
+
+    Raises:
+        InvalidShapeError: `lam` and `x` fit neither the pattern nor each other.
+    """
+    adjoint(trans)
+    if lam.shape != x.shape:
+        raise InvalidShapeError(f"lam has shape {lam.shape} and x {x.shape}: they must be alike")
+    batch = _has_batch(pattern.n, lam.shape) if batched is None else batched
+    systems = lam if batch else lam[None]
+    others = x if batch else x[None]
+    if systems.ndim not in (2, 3) or systems.shape[1] != pattern.n:
+        raise InvalidShapeError(f"lam has shape {lam.shape}, the matrix {pattern.n} rows: it fits no right-hand side")
+    if systems.ndim == 2:
+        systems, others = systems[:, :, None], others[:, :, None]
+    # -left[r] conj(right[c]); "T" is the conjugate of "H".
+    left, right = (systems, others) if trans == "N" else (others, systems)
+    out = _sparse(pattern, left, right) if isinstance(pattern, Pattern) else _dense(left, right)
+    if trans == "T":
+        out = _conj(out)
+    return out if batch else out[0]
+
+
+def tangent_rhs(
+    pattern: AnyPattern, values_tangent: Array | None, x: Array | None, b_tangent: Array | None, trans: Trans
+) -> Array:
+    """`db - op(dA) x`: what op(A) dx equals.
+
+    Args:
+        pattern: of A.
+        values_tangent: dA, shaped like A's values; None for zero.
+        x: the forward answer; needed with `values_tangent`.
+        b_tangent: db, shaped like b; None for zero.
+        trans: of the forward solve.
+
+    Raises:
+        InvalidShapeError: both tangents are None, x is missing, or shapes do not fit.
+    """
+    adjoint(trans)
+    if values_tangent is None:
+        if b_tangent is None:
+            raise InvalidShapeError("a tangent of A or of b is needed, both are missing")
+        return b_tangent
+    entries = pattern.entries
+    batch = values_tangent.ndim == len(entries) + 1
+    if values_tangent.shape[batch:] != entries:
+        raise InvalidShapeError(f"the tangent of A has shape {values_tangent.shape}, the pattern needs {entries}")
+    if x is None:
+        raise InvalidShapeError("the tangent of A needs x, the forward answer")
+    lead = (*values_tangent.shape[:batch], pattern.n)
+    if x.shape[: len(lead)] != lead or x.ndim > len(lead) + 1:
+        raise InvalidShapeError(f"x has shape {x.shape}, these values need {lead} or {(*lead, 'k')}")
+    if b_tangent is not None and b_tangent.shape != x.shape:
+        raise InvalidShapeError(f"the tangent of b has shape {b_tangent.shape} and x {x.shape}: they must be alike")
+    count = values_tangent.shape[0] if batch else 1
+    columns = x.reshape(count, pattern.n, 1 if x.ndim == len(lead) else x.shape[-1])
+    values = values_tangent.reshape(count, *entries)
+    if isinstance(pattern, Pattern):
+        moved = np.empty(columns.shape, dtype=np.result_type(values, columns))
+        for s in range(count):
+            moved[s] = _product(pattern, values[s], columns[s], trans)
+    else:
+        op = values if trans == "N" else values.swapaxes(-1, -2)
+        moved = (_conj(op) if trans == "H" else op) @ columns
+    moved = moved.reshape(x.shape)
+    return -moved if b_tangent is None else b_tangent - moved
+
+
+def _has_batch(n: int, shape: tuple[int, ...]) -> bool:
+    if len(shape) != 2:
+        return len(shape) == 3
+    vectors, columns = shape[1] == n, shape[0] == n
+    if vectors and columns:
+        raise InvalidShapeError(f"shape {shape} may be a batch of vectors or one block of columns: pass batched=")
+    return vectors and not columns
+
+
+def _dense(left: Array, right: Array) -> Array:
+    return np.asarray(-(left @ _conj(right.swapaxes(-1, -2))))
+
+
+def _conj(a: Array) -> Array:
+    """The conjugate; NumPy's own copies even what is real."""
+    return np.conj(a) if a.dtype.kind == "c" else a
+
+
+def _sparse(pattern: Pattern, left: Array, right: Array) -> Array:
+    """`-sum_k left[r, k] conj(right[c, k])` at each stored entry, a chunk of entries at a time."""
+    count, _, k = left.shape
+    out = np.empty((count, pattern.nnz), dtype=np.result_type(left, right))
+    step = max(1, _CHUNK // max(k, 1))
+    for start in range(0, pattern.nnz, step):
+        rows, columns = pattern.rows[start : start + step], pattern.indices[start : start + step]
+        for s in range(count):
+            if k == 1:
+                part = left[s, :, 0].take(rows) * _conj(right[s, :, 0].take(columns))
+            else:
+                part = np.einsum("ek,ek->e", left[s].take(rows, axis=0), _conj(right[s].take(columns, axis=0)))
+            np.negative(part, out=out[s, start : start + step])
+    return out
+
+
+def _product(pattern: Pattern, values: Array, x: Array, trans: Trans) -> Array:
+    """`op(dA) x` of one system, `[n, k]`, summed in double precision."""
+    rows, columns = (pattern.rows, pattern.indices) if trans == "N" else (pattern.indices, pattern.rows)
+    if trans == "H":
+        values = _conj(values)
+    out = np.empty(x.shape, dtype=np.result_type(values, x))
+    for j in range(x.shape[1]):
+        terms = values * x[:, j].take(columns)
+        if terms.dtype.kind == "c":
+            out[:, j].real = np.bincount(rows, weights=terms.real, minlength=pattern.n)
+            out[:, j].imag = np.bincount(rows, weights=terms.imag, minlength=pattern.n)
+        else:
+            out[:, j] = np.bincount(rows, weights=terms, minlength=pattern.n)
+    return out

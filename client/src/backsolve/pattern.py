@@ -1,0 +1,208 @@
+"""Where the stored entries of a matrix are: canonical CSR patterns, and the trivial dense one."""
+
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InvalidPatternError, InvalidShapeError
+
+INT32_MAX = 2**31 - 1
+
+IndexArray = NDArray[Any]
+"""int32 or int64, one-dimensional."""
+
+
+class CsrMatrix(Protocol):
+    """What `Pattern.from_csr` needs of a SciPy CSR matrix or array."""
+
+    @property
+    def indptr(self) -> Any: ...  # noqa: D102
+    @property
+    def indices(self) -> Any: ...  # noqa: D102
+    @property
+    def shape(self) -> Any: ...  # noqa: D102
+
+
+def index_dtype(n: int, nnz: int) -> np.dtype[Any]:
+    """int32 while it can hold every index and offset, else int64 (DESIGN: canonical form)."""
+    return np.dtype(np.int32 if max(n, nnz) <= INT32_MAX else np.int64)
+
+
+@final
+class Pattern:
+    """The stored entries of a square sparse matrix, in canonical CSR form.
+
+    Rows sorted, no duplicates; explicit zeros count as stored. The object owns its copy of
+    the arrays, which are read-only, so its digest is computed once.
+
+    Args:
+        indptr: `[n + 1]` row offsets.
+        indices: `[nnz]` columns, strictly increasing in each row.
+        shape: `(n, n)`.
+
+    Raises:
+        InvalidPatternError: the arrays are not canonical CSR. The text names the first fault.
+        InvalidShapeError: the matrix is not square.
+    """
+
+    __slots__ = ("__weakref__", "_digest", "_rows", "indices", "indptr", "shape")
+
+    layout = "csr"
+
+    def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int]) -> None:
+        self.shape = square(shape)
+        n = self.shape[0]
+        ptr, idx = _integers(indptr, "indptr"), _integers(indices, "indices")
+        _check_canonical(ptr, idx, n)
+        dtype = index_dtype(n, idx.size)
+        self.indptr: IndexArray = _frozen(ptr, dtype)
+        self.indices: IndexArray = _frozen(idx, dtype)
+        self._digest: bytes | None = None
+        self._rows: IndexArray | None = None
+
+    @classmethod
+    def from_csr(cls, A: CsrMatrix) -> "Pattern":
+        """Take the pattern of a SciPy CSR matrix; `A.data` is then the matching `values`.
+
+        Raises:
+            InvalidPatternError: `A` is unsorted or has duplicates; call `A.sum_duplicates()`.
+        """
+        return cls(A.indptr, A.indices, (int(A.shape[0]), int(A.shape[1])))
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return int(self.indices.size)
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Shape of the values of one matrix on this pattern."""
+        return (self.nnz,)
+
+    @property
+    def rows(self) -> IndexArray:
+        """`[nnz]` row of each stored entry (computed once)."""
+        if self._rows is None:
+            counts = np.diff(self.indptr)
+            rows = np.repeat(np.arange(self.n, dtype=self.indices.dtype), counts)
+            rows.flags.writeable = False
+            self._rows = rows
+        return self._rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index arrays."""
+        return int(self.indptr.nbytes + self.indices.nbytes)
+
+    def same_as(self, other: object) -> bool:
+        """Whether both have the same entries."""
+        return self is other or (
+            isinstance(other, Pattern)
+            and self.shape == other.shape
+            and np.array_equal(self.indptr, other.indptr)
+            and np.array_equal(self.indices, other.indices)
+        )
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.n}x{self.n}, nnz={self.nnz})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Pattern, (self.indptr, self.indices, self.shape))
+
+
+@final
+class DensePattern:
+    """The pattern of a dense matrix: every entry of `[n, n]`."""
+
+    __slots__ = ("__weakref__", "_digest", "shape")
+
+    layout = "dense"
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = square(shape)
+        self._digest: bytes | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return self.n * self.n
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Shape of the values of one matrix."""
+        return self.shape
+
+    @property
+    def nbytes(self) -> int:
+        """A dense pattern stores nothing."""
+        return 0
+
+    def same_as(self, other: object) -> bool:
+        """Whether both have the same entries."""
+        return isinstance(other, DensePattern) and self.shape == other.shape
+
+    def __repr__(self) -> str:
+        return f"DensePattern({self.n}x{self.n})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (DensePattern, (self.shape,))
+
+
+AnyPattern = Pattern | DensePattern
+
+
+def square(shape: tuple[int, int]) -> tuple[int, int]:
+    """Check that a shape is that of a square matrix."""
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 0:
+        raise InvalidShapeError(f"A must be square, its shape is {tuple(shape)}; use least squares for other shapes")
+    return (int(shape[0]), int(shape[1]))
+
+
+def _integers(values: ArrayLike, name: str) -> IndexArray:
+    array = np.asarray(values)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+        raise InvalidPatternError(f"{name} must be a vector of integers, not {array.dtype} of {array.ndim} dimensions")
+    return array
+
+
+def _frozen(array: IndexArray, dtype: np.dtype[Any]) -> IndexArray:
+    copy = np.array(array, dtype=dtype, order="C", copy=True)
+    copy.flags.writeable = False
+    return copy
+
+
+def _check_canonical(indptr: IndexArray, indices: IndexArray, n: int) -> None:
+    """Refuse anything but sorted CSR without duplicates, naming what is wrong."""
+    if indptr.size != n + 1:
+        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {n} rows needs {n + 1}")
+    if indptr[0] != 0:
+        raise InvalidPatternError("indptr must begin with 0")
+    if n and np.any(indptr[1:] < indptr[:-1]):
+        raise InvalidPatternError("indptr decreases: each row must end where the next begins")
+    if indptr[-1] != indices.size:
+        raise InvalidPatternError(f"indptr ends at {int(indptr[-1])}, indices has {indices.size} entries")
+    if indices.size == 0:
+        return
+    if indices.min() < 0 or indices.max() >= n:
+        raise InvalidPatternError(f"indices point outside the {n} columns")
+    falls = indices[1:] <= indices[:-1]
+    # A fall is allowed only where the next entry begins a row.
+    starts = indptr[1:-1]
+    starts = starts[(starts > 0) & (starts < indices.size)]
+    falls[starts - 1] = False
+    if falls.any():
+        raise InvalidPatternError(
+            "indices are unsorted or duplicated within a row: call A.sum_duplicates(), "
+            "or pass the matrix itself rather than its arrays"
+        )

@@ -1,0 +1,74 @@
+"""How long a call may take, and when repeating it can help."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar, final
+
+from .errors import WIRE, BacksolveError, DeadlineError, UnreachableError
+
+T = TypeVar("T")
+
+FIRST_CONTACT_SECONDS = 5.0
+"""A server that never answered is given up after this long: the address is probably wrong.
+One that did answer is expected to come back, and is waited for until the call's deadline."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+
+@final
+class Budget:
+    """The time of one call, over all its attempts.
+
+    Args:
+        timeout: seconds, or None for no limit.
+        met_before: whether this server has answered before.
+    """
+
+    def __init__(self, timeout: float | None, *, met_before: bool) -> None:
+        self._started = time.monotonic()
+        self._timeout = timeout
+        self._met_before = met_before
+        self._pauses = 0
+        self._single: set[type[BacksolveError]] = set()
+
+    def remaining(self) -> float | None:
+        """Seconds left, or None without a limit.
+
+        Raises:
+            DeadlineError: none are left.
+        """
+        if self._timeout is None:
+            return None
+        left = self._timeout - (time.monotonic() - self._started)
+        if left <= 0:
+            raise DeadlineError(f"no answer within {self._timeout:g} s: raise timeout=, or try again later")
+        return left
+
+    def wait_or_raise(self, error: BacksolveError) -> None:
+        """Sleep before the next attempt; raise `error` when another attempt cannot help."""
+        retry = WIRE[error.code].retry
+        if retry == "once" and type(error) not in self._single:
+            self._single.add(type(error))
+            return
+        if retry != "backoff":
+            raise error
+        # Full jitter: callers that failed together must not come back together.
+        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses)
+        pause = max(random.uniform(0.5, 1.0) * ceiling, error.retry_after or 0.0)
+        self._pauses += 1
+        elapsed = time.monotonic() - self._started
+        patience = self._timeout
+        if isinstance(error, UnreachableError) and not self._met_before:
+            patience = min(FIRST_CONTACT_SECONDS, patience or FIRST_CONTACT_SECONDS)
+        if patience is not None and elapsed + pause >= patience:
+            raise error
+        time.sleep(pause)
+
+    def run(self, attempt: Callable[[float | None], T]) -> T:
+        """Call `attempt(seconds left)` until it succeeds or cannot."""
+        while True:
+            try:
+                return attempt(self.remaining())
+            except BacksolveError as error:
+                self.wait_or_raise(error)

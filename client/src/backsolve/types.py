@@ -1,0 +1,268 @@
+"""The shared vocabulary: statuses, error codes, certificates and what a call may ask for.
+
+NumPy and the standard library only: the engine, the data plane, every transport and every
+framework adapter speak in these words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, unique
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Trans = Literal["N", "T", "H"]
+"""Which operator a solve applies: `A`, its transpose, or its conjugate transpose."""
+
+TRANS: tuple[Trans, ...] = get_args(Trans)
+
+Array = NDArray[Any]
+"""Values of one of `DTYPES`, in C order."""
+
+DTYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(name) for name in ("float32", "float64", "complex64", "complex128"))
+"""The element types a system may have, on the wire and in the engine."""
+
+OnFailure = Literal["raise", "warn", "nan"]
+Want = Literal["b", "values"]
+
+DIGEST_BYTES = 32
+DIGEST_VERSION = 1
+
+
+@unique
+class ErrorCode(Enum):
+    """Every reason for which a call may fail; the values are those of `errors.proto`."""
+
+    INTERNAL = 1
+    MALFORMED = 2
+    INVALID_SHAPE = 3
+    INVALID_DTYPE = 4
+    INVALID_PATTERN = 5
+    INVALID_OPTION = 6
+    NONFINITE_INPUT = 7
+    SINGULAR_MATRIX = 8
+    NOT_POSITIVE_DEFINITE = 9
+    NOT_SUPPORTED = 10
+    UNSUPPORTED_MEDIA = 11
+    NOT_ACCEPTABLE = 12
+    NEED_MATRIX = 13
+    NEED_VALUES = 14
+    DIGEST_MISMATCH = 15
+    PAYLOAD_TOO_LARGE = 16
+    MEMORY_BUDGET = 17
+    QUEUE_FULL = 18
+    DRAINING = 19
+    RATE_LIMITED = 20
+    DEVICE_OUT_OF_MEMORY = 21
+    DEADLINE = 22
+    CANCELLED = 23
+    UNAUTHENTICATED = 24
+    PERMISSION_DENIED = 25
+    UNREACHABLE = 26
+    NOT_FOUND = 27
+
+
+@unique
+class Status(Enum):
+    """How a solve that ran has ended; the values are those of `types.proto`."""
+
+    OK = 1
+    MAX_ITER = 2
+    STAGNATION = 3
+    BREAKDOWN = 4
+    SINGULAR_STRUCTURAL = 5
+    SINGULAR_NUMERIC = 6
+    NOT_POSITIVE_DEFINITE = 7
+    ILL_CONDITIONED = 8
+    NONFINITE_INPUT = 9
+    INCONSISTENT = 10
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to try next, in one sentence."""
+        return _ADVICE[self]
+
+
+_ADVICE: Mapping[Status, str] = {
+    Status.OK: "the answer meets the tolerance",
+    Status.MAX_ITER: "the iteration limit came before the tolerance: raise maxiter, or use a direct method",
+    Status.STAGNATION: "the residual stopped falling before the tolerance: loosen rtol, or use a direct method",
+    Status.BREAKDOWN: "the iteration met a zero denominator: use a direct method such as 'superlu' or 'lu'",
+    Status.SINGULAR_STRUCTURAL: "the pattern admits no nonzero diagonal in any order, so no values make it invertible: "
+    "look for an empty row or column",
+    Status.SINGULAR_NUMERIC: "a pivot is exactly zero: solve A + shift*I, or remove the dependent row",
+    Status.NOT_POSITIVE_DEFINITE: "the matrix is not Hermitian positive definite: use method='lu' or 'superlu'",
+    Status.ILL_CONDITIONED: "the matrix is so ill-conditioned that digits of x may be lost: rescale or regularise it",
+    Status.NONFINITE_INPUT: "A or b holds NaN or infinity: check what computed it",
+    Status.INCONSISTENT: "the right-hand side is outside the range of the singular matrix: project it first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent on one call in each phase, as the side that solved it measured them."""
+
+    queue: float = 0.0
+    hash: float = 0.0
+    analyze: float = 0.0
+    factor: float = 0.0
+    solve: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """What is known of one system of a batch: the fields are those of `Certificate`."""
+
+    status: Status
+    iterations: int
+    relative_residual: float
+    backward_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a reply proves about itself.
+
+    Attributes:
+        status: how the solve ended; of a batch, the worst element's.
+        method: the method that really computed x, never "auto".
+        reason: why that method was chosen.
+        precision: NumPy name of the type the factor was computed in.
+        iterations: Krylov iterations, 0 for a direct method (largest of all columns).
+        refinements: steps of iterative refinement that were taken.
+        relative_residual: ||b - op(A) x|| / ||b|| in the 2-norm, computed in float64 from
+            the returned x; largest of all columns.
+        backward_error: ||b - op(A) x|| / (||A|| ||x|| + ||b||) in the maximum norm, in float64.
+        condition_estimate: an estimate of, or a lower bound on, the condition number; None
+            where the factor does not make one cheap.
+        symbolic_hit: the pattern's analysis was already cached.
+        factor_hit: the factor was already cached, so nothing was factorized for this call.
+        seconds: time by phase.
+        instance: identity of the process that solved it.
+        elements: one entry a system when values were batched, else empty.
+    """
+
+    status: Status
+    method: str
+    reason: str
+    precision: str
+    iterations: int
+    relative_residual: float
+    backward_error: float
+    condition_estimate: float | None
+    symbolic_hit: bool
+    factor_hit: bool
+    seconds: Timings
+    instance: str
+    refinements: int = 0
+    elements: tuple[Element, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The answer to a solve, usable wherever an array is.
+
+    Attributes:
+        x: shaped like `b`.
+        status: how the solve ended (`stats.status`).
+        stats: the certificate.
+    """
+
+    x: Array
+    status: Status
+    stats: Certificate
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Let NumPy functions take the solution itself."""
+        return np.array(self.x, dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Cotangents of `A x = b`; what was not wanted is None.
+
+    Attributes:
+        b: shaped like `b`.
+        values: on A's own stored entries, in the caller's layout and order.
+        stats: the certificate of the adjoint solve.
+    """
+
+    b: Array | None
+    values: Any
+    stats: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one solve asks for: the method, and the solve spec.
+
+    None means the method's default. An option that the method does not use is an error.
+
+    Attributes:
+        method: "auto", or a name out of `ServerInfo.methods`.
+        preconditioner: of an iterative method, e.g. "jacobi" or "none".
+        trans: which operator is solved.
+        rtol: wanted ||b - op(A) x|| / ||b||.
+        atol: absolute floor of that test, in the units of b.
+        maxiter: limit on the iterations of an iterative method.
+        refine: limit on the refinement steps of a direct method.
+    """
+
+    method: str = "auto"
+    preconditioner: str | None = None
+    trans: Trans = "N"
+    rtol: float | None = None
+    atol: float | None = None
+    maxiter: int | None = None
+    refine: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRef:
+    """The identity of a matrix: BLAKE3-256 of its pattern and of its values."""
+
+    pattern: bytes
+    values: bytes
+
+    @property
+    def key(self) -> str:
+        """The name of the matrix in a URL: `{pattern-hex}-{values-hex}`."""
+        return f"{self.pattern.hex()}-{self.values.hex()}"
+
+
+@unique
+class Holding(Enum):
+    """How much of a matrix a server holds; the values are those of `solver.proto`."""
+
+    ABSENT = 1
+    PATTERN = 2
+    VALUES = 3
+    FACTOR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server accepts in one call, in bytes."""
+
+    max_message_bytes: int
+    max_payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is and offers."""
+
+    version: str
+    api_versions: tuple[str, ...]
+    digest_version: int
+    instance: str
+    device: str
+    dtypes: tuple[str, ...]
+    methods: tuple[str, ...]
+    preconditioners: tuple[str, ...]
+    limits: Limits
+    extensions: tuple[str, ...] = ()
+    http_port: int | None = None
+    grpc_port: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,64 @@
+"""One error table: complete both ways."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from backsolve import errors
+from backsolve.errors import BY_CODE, WIRE, BacksolveError, from_wire
+from backsolve.types import ErrorCode, Status
+
+CLIENT_ONLY = {
+    errors.BacksolveError,
+    errors.InvalidInputError,
+    errors.SolveError,
+    errors.CapacityError,
+    errors.BusyError,
+    errors.NotConvergedError,
+    errors.InconsistentError,
+    errors.MatrixChangedError,
+}
+
+
+def test_every_code_has_a_wire_form_and_a_class() -> None:
+    assert set(WIRE) == set(ErrorCode)
+    assert set(BY_CODE) == set(ErrorCode)
+
+
+def test_every_class_is_in_the_table_or_raised_by_the_client_alone() -> None:
+    classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, BacksolveError)}
+    assert classes == set(BY_CODE.values()) | CLIENT_ONLY
+
+
+@pytest.mark.parametrize("code", list(ErrorCode), ids=lambda c: c.name)
+def test_an_error_survives_the_wire(code: ErrorCode) -> None:
+    sent = BY_CODE[code]("the text", limit=12, kind="structural")
+    received = from_wire(code, str(sent), sent.details)
+    assert type(received) is type(sent)
+    assert str(received) == "the text"
+    assert received.details == {"limit": "12", "kind": "structural"}
+
+
+def test_what_is_retried_is_exactly_this() -> None:
+    retried = {code for code, form in WIRE.items() if form.retry == "backoff"}
+    assert retried == {ErrorCode.QUEUE_FULL, ErrorCode.DRAINING, ErrorCode.RATE_LIMITED, ErrorCode.UNREACHABLE}
+    assert {code for code, form in WIRE.items() if form.retry == "payload"} == {
+        ErrorCode.NEED_MATRIX,
+        ErrorCode.NEED_VALUES,
+    }
+
+
+def test_errors_are_what_users_already_catch() -> None:
+    assert issubclass(errors.SingularMatrixError, np.linalg.LinAlgError)
+    assert issubclass(errors.InvalidShapeError, ValueError)
+    assert issubclass(errors.InvalidDtypeError, TypeError)
+    assert issubclass(errors.UnreachableError, ConnectionError)
+    assert issubclass(errors.DeadlineError, TimeoutError)
+    assert issubclass(errors.MemoryBudgetError, MemoryError)
+
+
+def test_every_status_says_what_to_try() -> None:
+    advice = [status.advice for status in Status]
+    assert len(set(advice)) == len(Status)
+    assert all(":" in text for text, status in zip(advice, Status, strict=True) if status is not Status.OK)
