@@ -1,0 +1,238 @@
+"""One solve from a factor, refined where it must be and proved: the way every reply is computed."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from backsolve.errors import InvalidDtypeError, InvalidShapeError
+from backsolve.types import Array, Status, Trans
+
+from .base import Controls, Factor, Outcome
+from .certify import Evidence, Reference, measure, reference
+from .faults import systems
+from .one_column import Figures, certify
+from .refine import refine
+from .scaling import exponents, magnitude, shift
+from .tolerance import ATTAINABLE, REFINEMENTS, direct_backward_error, epsilon, iterative_rtol, safe_magnitude
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a solve gave, with the evidence; a single matrix is one system.
+
+    Attributes:
+        x: shaped like the right-hand side; NaN where a system of a batch has no answer.
+        statuses: `[systems][k]`.
+        iterations: of each system, the largest of its columns; 0 for direct methods.
+        refinements: steps of refinement that improved some column.
+        relative_residual: `[systems, k]` ||b - op(A) x|| / ||b||, float64; 0 for b = 0, infinite without an answer.
+        backward_error: `[systems, k]`, likewise.
+        condition: the factor's estimate of the condition number, or the lower bound that the
+            answer itself gives if that is larger; of a batch, the worst. None when n or k is 0.
+    """
+
+    x: Array
+    statuses: tuple[tuple[Status, ...], ...]
+    iterations: tuple[int, ...]
+    refinements: int
+    relative_residual: Array
+    backward_error: Array
+    condition: float | None
+
+
+def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answer:
+    """Solve `op(A) x = rhs` and measure the answer.
+
+    A direct answer whose backward error is above 1e-12 (1e-5 in single precision), or that
+    misses an asked tolerance, is refined. A column of `rhs` that is not finite gets its status
+    and NaN; the others are solved.
+
+    Args:
+        factor: of one matrix, or of a batch.
+        rhs: `[n, k]`, or `[batch, n, k]`; in the matrix's element type.
+        trans: "N", "T" or "H".
+        controls: the solve spec.
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError: `rhs` (or x0) does not fit.
+        NotPositiveDefiniteError, CancelledError: as `Factor.solve`.
+    """
+    _check(factor, rhs, controls.x0)
+    stacked = rhs if rhs.ndim == 3 else rhs[None]
+    if stacked.size == 0:
+        return _empty(factor, rhs, stacked.shape)
+    with np.errstate(all="ignore"):
+        outcome = None
+        if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
+            outcome = factor.solve(rhs, trans, controls)
+            figures = certify(factor, rhs, outcome.x, trans, controls)
+            if figures is not None:
+                return _plain(factor, outcome, figures)
+        return _Run(factor, stacked, trans, controls, outcome).answer(rhs.shape)
+
+
+@final
+class _Run:
+    """The steps of one `answer`."""
+
+    def __init__(self, factor: Factor, rhs: Array, trans: Trans, controls: Controls, outcome: Outcome | None) -> None:
+        self.outcome = outcome
+        self.factor, self.trans, self.controls = factor, trans, controls
+        self.operand = factor.operand
+        self.dtype = factor.operand.dtype
+        largest = magnitude(rhs, 1)
+        self.bad = ~np.isfinite(largest)
+        if self.bad.any():
+            rhs = np.where(self.bad[:, None, :], 0, rhs).astype(self.dtype)
+            largest = np.where(self.bad, 0, largest)
+        self.rhs = rhs
+        self.powers = self._powers(largest)
+        self.scaled = rhs if self.powers is None else shift(rhs, -self.powers)
+        self.against: Reference = reference(self.operand, self.scaled, trans)
+        self.target = self._target()
+
+    def answer(self, shape: tuple[int, ...]) -> Answer:
+        """Solve, refine, prove."""
+        x, statuses, iterations = self._solve()
+        # Measured as it is returned: rounded, and scaled back.
+        evidence = measure(self.operand, self.against, self._scaled(x), self.trans)
+        refinements = 0
+        if self.factor.direct:
+            limit = REFINEMENTS if self.controls.refine is None else self.controls.refine
+            if limit and self._unmet(evidence).any():
+                x, evidence, refinements = self._refined(x, evidence, limit)
+        grid = self._statuses(x, evidence, statuses)
+        if self.bad.any():
+            x = np.where(self.bad[:, None, :], np.nan, x).astype(self.dtype)
+        estimates = [float(evidence.condition[~self.bad].max(initial=0.0)), self.factor.condition or 0.0]
+        return Answer(
+            x=x.reshape(shape),
+            statuses=grid,
+            iterations=iterations,
+            refinements=refinements,
+            relative_residual=np.where(self.bad, np.inf, evidence.relative),
+            backward_error=np.where(self.bad, np.inf, evidence.backward),
+            condition=max(estimates),
+        )
+
+    def _solve(self) -> tuple[Array, tuple[Status, ...], tuple[int, ...]]:
+        """The method's own answer, `[systems, n, k]`, in the caller's units."""
+        # Iterative methods scale each column themselves, x0 and atol with it.
+        rhs = self.scaled if self.factor.direct else self.rhs
+        outcome = self.outcome
+        if outcome is None or self.powers is not None or self.bad.any():
+            outcome = self.factor.solve(rhs if self.operand.batch is not None else rhs[0], self.trans, self.controls)
+        x = outcome.x if outcome.x.ndim == 3 else outcome.x[None]
+        if self.factor.direct and self.powers is not None:
+            x = shift(x, self.powers)
+        return x, outcome.statuses, outcome.iterations
+
+    def _refined(self, x: Array, evidence: Evidence, limit: int) -> tuple[Array, Evidence, int]:
+        scaled, evidence, taken = refine(
+            self.factor, self.against, self._scaled(x), evidence, self.trans, self._unmet, limit
+        )
+        if self.powers is None or not taken:
+            return (x if not taken else scaled), evidence, taken
+        x = shift(scaled, self.powers)
+        return x, measure(self.operand, self.against, self._scaled(x), self.trans), taken
+
+    def _scaled(self, x: Array) -> Array:
+        return x if self.powers is None else shift(x, -self.powers)
+
+    def _powers(self, largest: Array) -> Array | None:
+        """`[systems, 1, k]` powers of two to divide by; None while squares of everything are safe."""
+        far = safe_magnitude(self.dtype)
+        if not np.any((largest > far) | ((largest < 1 / far) & (largest > 0))):
+            return None
+        return exponents(largest)[:, None, :]
+
+    def _target(self) -> Array | None:
+        """`[systems, k]` wanted 2-norms of the residuals where the caller asked for them."""
+        rtol, atol = self.controls.rtol, self.controls.atol
+        if rtol is None and not self.factor.direct:
+            rtol = iterative_rtol(self.dtype)
+        if rtol is None and atol is None:
+            return None
+        target = (rtol or 0.0) * self.against.two
+        if not atol:
+            return target
+        if self.powers is None:
+            return np.asarray(np.maximum(target, atol))
+        return np.asarray(np.maximum(target, shift(np.full(target.shape, atol), -self.powers[:, 0, :])))
+
+    def _unmet(self, evidence: Evidence) -> Array:
+        """Columns that miss what was asked, or what a direct method owes in any case."""
+        if self.factor.direct:
+            missed = evidence.backward > direct_backward_error(self.dtype)
+            return missed if self.target is None else missed | ~(evidence.two <= self.target)
+        missed = ~(evidence.two <= self.target)
+        if self.controls.rtol is None:
+            # Nothing was asked: an answer that its element type cannot hold better is good.
+            missed &= ~(evidence.backward <= ATTAINABLE * epsilon(self.dtype))
+        return missed
+
+    def _statuses(self, x: Array, evidence: Evidence, systems_: tuple[Status, ...]) -> tuple[tuple[Status, ...], ...]:
+        count, k = int(x.shape[0]), int(x.shape[2])
+        unmet = self._unmet(evidence)
+        hopeless = np.asarray(~np.isfinite(x).all(axis=1))
+        if self.factor.direct:
+            limit = 1 / epsilon(self.dtype)
+            unmet = unmet | (evidence.condition >= limit) | ((self.factor.condition or 0.0) >= limit)
+        spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
+        if not spoilt and not np.any(unmet | hopeless | self.bad):
+            return tuple((Status.OK,) * k for _ in range(count))
+        grid: list[tuple[Status, ...]] = []
+        for s, status in enumerate(systems_):
+            flags = zip(self.bad[s].tolist(), hopeless[s].tolist(), unmet[s].tolist(), strict=True)
+            grid.append(tuple(self._status(status, *of_column) for of_column in flags))
+        return tuple(grid)
+
+    def _status(self, system: Status, bad: bool, hopeless: bool, unmet: bool) -> Status:
+        """The status of one column."""
+        if bad:
+            return Status.NONFINITE_INPUT
+        if self.factor.direct:
+            if system is not Status.OK:
+                return system
+            if hopeless:
+                return Status.SINGULAR_NUMERIC
+            return Status.ILL_CONDITIONED if unmet else Status.OK
+        if not (unmet or hopeless):
+            return Status.OK
+        # The method was content: rounding x to its element type spoilt it.
+        return Status.STAGNATION if system is Status.OK else system
+
+
+def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
+    """One column, plainly good."""
+    relative, backward, condition = figures
+    return Answer(
+        x=outcome.x,
+        statuses=((Status.OK,),),
+        iterations=outcome.iterations,
+        refinements=0,
+        relative_residual=np.array([[relative]]),
+        backward_error=np.array([[backward]]),
+        condition=max(condition, factor.condition or 0.0),
+    )
+
+
+def _check(factor: Factor, rhs: Array, x0: Array | None) -> None:
+    operand = factor.operand
+    lead = (operand.n,) if operand.batch is None else (operand.batch, operand.n)
+    if rhs.ndim != len(lead) + 1 or rhs.shape[:-1] != lead:
+        raise InvalidShapeError(f"b has shape {rhs.shape}, this matrix takes {(*lead, 'k')}")
+    if rhs.dtype != operand.dtype:
+        raise InvalidDtypeError(f"b is {rhs.dtype} and A is {operand.dtype}: convert b to A's element type")
+    if x0 is not None and (x0.shape != rhs.shape or x0.dtype != rhs.dtype):
+        raise InvalidShapeError(f"x0 is {x0.dtype} of shape {x0.shape}, it must be like b: {rhs.dtype}, {rhs.shape}")
+
+
+def _empty(factor: Factor, rhs: Array, shape: tuple[int, ...]) -> Answer:
+    """Nothing but shapes, for n = 0, k = 0, or a batch of nothing: no equation, none unmet."""
+    count, _, k = shape
+    none = np.zeros((count, k))
+    assert count == systems(factor.operand)
+    return Answer(rhs.copy(), ((Status.OK,) * k,) * count, (0,) * count, 0, none, none.copy(), None)

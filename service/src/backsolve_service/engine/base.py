@@ -1,0 +1,155 @@
+"""The contract of every solver: `analyze(pattern) → factorize(values) → solve(rhs, trans)`.
+
+Three objects, each immutable once built: what the pattern alone decides (`Symbolic`), what the
+values add (`Factor`), and what one solve gives (`Outcome`). Classes are abstract or final.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from backsolve.errors import InvalidPatternError
+from backsolve.pattern import AnyPattern
+from backsolve.types import Array, Status, Trans
+
+from .operand import Operand
+
+
+@dataclass(frozen=True, slots=True)
+class FactorSpec:
+    """What changes a factor, and nothing else: the part of a request that enters the cache key.
+
+    Attributes:
+        method: a row of the registry, never "auto".
+        preconditioner: of an iterative method, else None.
+        precision: NumPy name of the type the factor is computed in.
+        device: "cpu", or a CUDA device such as "cuda:0".
+    """
+
+    method: str
+    preconditioner: str | None
+    precision: str
+    device: str
+
+
+def never() -> bool:
+    """The `cancelled` of a solve that nobody can cancel."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What changes an answer, never the factor (the solve spec without `trans`).
+
+    Attributes:
+        rtol, atol: the answer is wanted with ||b - op(A)x|| <= max(rtol ||b||, atol) in each
+            column; None: the method's default (see `tolerance.py`).
+        maxiter: of an iterative method.
+        refine: most refinement steps of a direct method.
+        x0: first iterate, `[n, k]` (`[batch, n, k]`).
+        cancelled: asked between iterations; true stops the solve with `CancelledError`.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    maxiter: int | None = None
+    refine: int | None = None
+    x0: Array | None = None
+    cancelled: Callable[[], bool] = field(default=never, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one solve gave, before its residual is measured.
+
+    Attributes:
+        x: shaped like the right-hand side; NaN where a system of a batch has no answer.
+        statuses: one a system (a single matrix is one system).
+        iterations: one a system, 0 for direct methods; the largest of its columns.
+    """
+
+    x: Array
+    statuses: tuple[Status, ...]
+    iterations: tuple[int, ...]
+
+
+class Symbolic(ABC):
+    """What a solver prepares from a pattern alone."""
+
+    pattern: AnyPattern
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held beside the pattern itself."""
+
+    def check(self, operand: Operand) -> None:
+        """Refuse values of another pattern (a silent wrong result in many libraries).
+
+        Raises:
+            InvalidPatternError: `operand` is not on the analysed pattern.
+        """
+        if not self.pattern.same_as(operand.pattern):
+            raise InvalidPatternError(f"the values belong to {operand.pattern}, {self.pattern} was analysed")
+
+
+class Factor(ABC):
+    """What a solver prepares from the values: a factorization, or a preconditioner.
+
+    Never modified after `factorize`; may be solved with from several threads at once.
+    """
+
+    operand: Operand
+    direct: ClassVar[bool]
+    max_columns: ClassVar[int]
+    """Widest block of columns that still gains over narrower ones; the scheduler's cap."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held beside the matrix itself."""
+
+    @property
+    @abstractmethod
+    def condition(self) -> float | None:
+        """Estimate of the 1-norm condition number where the factor makes it cheap, else None."""
+
+    @abstractmethod
+    def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
+        """Solve `op(A) x = rhs` once, unrefined.
+
+        Args:
+            rhs: `[n, k]`, or `[batch, n, k]` when the operand is a batch; not modified.
+            trans: "N", "T" or "H".
+            controls: those that the method uses.
+        """
+
+
+class Solver(ABC):
+    """One method: a row of the registry."""
+
+    name: ClassVar[str]
+    options: ClassVar[frozenset[str]]
+    """Names of the fields of `Controls` (and "preconditioner") that the method uses."""
+
+    @abstractmethod
+    def analyze(self, pattern: AnyPattern) -> Symbolic:
+        """Prepare what the pattern alone decides.
+
+        Raises:
+            SingularMatrixError: no values on this pattern are invertible.
+        """
+
+    @abstractmethod
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        """Prepare the values for solving.
+
+        Of a batch, a system that cannot be factorized is not an error: its status appears in
+        every later `Outcome`.
+
+        Raises:
+            SingularMatrixError: a pivot is exactly zero.
+            NotPositiveDefiniteError: the method needs a Hermitian positive definite matrix.
+            InvalidPatternError: `operand` is not on the pattern that was analysed.
+        """

@@ -1,0 +1,25 @@
+"""Where a method computes."""
+
+from backsolve.errors import NotSupportedError
+
+CPU = "cpu"
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        NotSupportedError: `device` is neither "cpu" nor a CUDA device that torch can reach.
+    """
+    if device == CPU:
+        return
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdecimal()):
+        raise NotSupportedError(f"device {device!r} is not known: use 'cpu', 'cuda' or 'cuda:<index>'", device=device)
+    import torch  # noqa: PLC0415  (only a CUDA device needs it here)
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise NotSupportedError(
+            f"device {device!r} is not available: torch sees {count} CUDA devices; use device 'cpu'", device=device
+        )

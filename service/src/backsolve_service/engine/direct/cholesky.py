@@ -1,0 +1,45 @@
+"""Cholesky under one name: torch's for dense matrices, SuperLU's symmetric mode for sparse ones."""
+
+from typing import final
+
+from backsolve.pattern import AnyPattern, Pattern
+
+from ..base import Factor, FactorSpec, Solver, Symbolic
+from ..operand import Operand
+from .ordering import analyze
+
+
+@final
+class Cholesky(Solver):
+    """Hermitian positive definite matrices; anything else is refused, with the column that shows it."""
+
+    name = "cholesky"
+    options = frozenset({"rtol", "atol", "refine"})
+
+    def analyze(self, pattern: AnyPattern) -> Symbolic:
+        """Order a sparse pattern; a dense one needs nothing.
+
+        Raises:
+            SingularMatrixError: no values on this pattern are invertible.
+        """
+        if isinstance(pattern, Pattern):
+            return analyze(pattern, self.name)
+        from .dense import DenseSymbolic  # noqa: PLC0415  (torch is for dense matrices only)
+
+        return DenseSymbolic(pattern)
+
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        """Factorize.
+
+        Raises:
+            NotPositiveDefiniteError: not Hermitian, or `details["column"]` has no positive pivot.
+            NonfiniteInputError: the matrix holds NaN or infinity.
+        """
+        symbolic.check(operand)
+        if isinstance(operand.pattern, Pattern):
+            from .sparse_cholesky import factorize_sparse  # noqa: PLC0415
+
+            return factorize_sparse(symbolic, operand)
+        from .dense_cholesky import factorize_dense  # noqa: PLC0415
+
+        return factorize_dense(operand, spec)

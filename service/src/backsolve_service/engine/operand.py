@@ -1,0 +1,126 @@
+"""A matrix as the engine computes with it: products, norms and views, made once and kept."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from backsolve.matrix import Matrix
+from backsolve.pattern import AnyPattern, Pattern
+from backsolve.types import Array, Trans
+
+_MAX = float(np.finfo(np.float64).max)
+
+
+@final
+class Operand:
+    """One matrix, or a batch on one pattern, ready for products in float64.
+
+    The certificate is computed with it, so its arithmetic is never less than double.
+    """
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.matrix = matrix
+        self.pattern: AnyPattern = matrix.pattern
+        self.values = matrix.values
+        self.n = matrix.n
+        self.batch = matrix.batch
+        self.dtype = matrix.dtype
+
+    @property
+    def wide_dtype(self) -> "np.dtype[Any]":
+        """float64 or complex128: what residuals are computed in."""
+        return np.dtype(np.complex128 if self.dtype.kind == "c" else np.float64)
+
+    @cached_property
+    def wide_values(self) -> Array:
+        """The values in float64/complex128, shared with `values` if they are that already."""
+        return self.values.astype(self.wide_dtype, copy=False)
+
+    @cached_property
+    def wide(self) -> tuple[Any, ...]:
+        """Each system in float64/complex128: `csr_array`s or 2-D arrays, sharing memory."""
+        return tuple(self._system(values) for values in self._each(self.wide_values))
+
+    @cached_property
+    def wide_transposed(self) -> tuple[Any, ...]:
+        """The transpose of each of `wide`, sharing memory."""
+        return tuple(a.T for a in self.wide)
+
+    @cached_property
+    def systems(self) -> tuple[Any, ...]:
+        """Each system in its own element type: `csr_array`s or 2-D arrays, sharing memory."""
+        return tuple(self._system(values) for values in self._each(self.values))
+
+    @cached_property
+    def norm_table(self) -> Array:
+        """`[systems, 2]`: 1-norm and infinity-norm of each system."""
+        with np.errstate(over="ignore"):
+            if self.n == 0:
+                table = np.zeros((1 if self.batch is None else self.batch, 2))
+            elif isinstance(self.pattern, Pattern):
+                table = np.array([_sparse_norms(a, self.pattern) for a in self.wide]).reshape(-1, 2)
+            else:
+                size = np.abs(self.wide_values).reshape(-1, self.n, self.n)
+                table = np.stack([size.sum(axis=1).max(axis=1), size.sum(axis=2).max(axis=1)], axis=1)
+        # A norm beyond the largest double would make every backward error look like zero.
+        return np.minimum(table, _MAX)
+
+    @property
+    def norms(self) -> tuple[tuple[float, float], ...]:
+        """(1-norm, infinity-norm) of each system."""
+        return tuple((float(one), float(infinity)) for one, infinity in self.norm_table)
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether every value is a finite number."""
+        return bool(np.isfinite(self.values).all())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values and of the float64 copy, if there is one."""
+        copied = 0 if self.dtype == self.wide_dtype else self.values.size * self.wide_dtype.itemsize
+        return int(self.values.nbytes) + copied
+
+    def product(self, index: int, x: Array, trans: Trans) -> Array:
+        """`op(A) x` of one system in float64; `x` is `[n, k]`."""
+        if trans == "N":
+            return np.asarray(self.wide[index] @ x)
+        a = self.wide_transposed[index]
+        # Aᴴ x = conj(Aᵀ conj(x)): no conjugated copy of A.
+        return np.conj(a @ np.conj(x)) if trans == "H" and self.dtype.kind == "c" else np.asarray(a @ x)
+
+    def products(self, x: Array, trans: Trans) -> Array:
+        """`op(A) x` of every system in float64; `x` is `[systems, n, k]`."""
+        if isinstance(self.pattern, Pattern) or self.batch is None:
+            if x.shape[0] == 1:
+                return self.product(0, x[0], trans)[None]
+            return np.stack([self.product(index, x[index], trans) for index in range(x.shape[0])])
+        if trans == "N":
+            return np.asarray(self.wide_values @ x)
+        a = self.wide_values.swapaxes(-1, -2)
+        return np.conj(a @ np.conj(x)) if trans == "H" and self.dtype.kind == "c" else np.asarray(a @ x)
+
+    def norm(self, index: int, trans: Trans) -> float:
+        """Infinity-norm of `op(A)` of one system."""
+        return float(self.norm_table[index, 1 if trans == "N" else 0])
+
+    def _each(self, values: Array) -> Iterator[Array]:
+        return iter([values] if self.batch is None else values)
+
+    def _system(self, values: Array) -> Any:
+        if isinstance(self.pattern, Pattern):
+            a = csr_array((values, self.pattern.indices, self.pattern.indptr), shape=self.pattern.shape)
+            a.has_canonical_format = True
+            return a
+        return values
+
+
+def _sparse_norms(a: Any, pattern: Pattern) -> tuple[float, float]:
+    size = np.abs(a.data)
+    rows = np.repeat(np.arange(pattern.n, dtype=pattern.indices.dtype), np.diff(pattern.indptr))
+    by_column = np.bincount(pattern.indices, weights=size, minlength=pattern.n)
+    by_row = np.bincount(rows, weights=size, minlength=pattern.n)
+    return (float(by_column.max()), float(by_row.max()))

@@ -1,0 +1,132 @@
+"""Which method solves a matrix: a pure function of structure, options and device that gives its reason."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, SingularMatrixError
+from backsolve.types import Options
+
+from .base import FactorSpec
+from .device import CPU, check_device
+from .options import AUTO, check_used, given, users, validate
+from .registry import DEFAULT_PRECONDITIONER, ROWS
+from .structure import Structure
+
+_ITERATIVE_ONLY = ("preconditioner", "maxiter", "x0")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A resolved method.
+
+    Attributes:
+        spec: what to build.
+        reason: why, for the certificate.
+        fallback: what to build instead when the matrix turns out not to be positive definite.
+    """
+
+    spec: FactorSpec
+    reason: str
+    fallback: "Choice | None" = None
+
+
+def choose(structure: Structure, options: Options, *, has_x0: bool, device: str) -> Choice:
+    """Resolve the method.
+
+    Args:
+        structure: of the matrix.
+        options: what the caller asks for.
+        has_x0: a first iterate comes with the call.
+        device: "cpu" or a CUDA device; methods that run on the CPU only ignore another one.
+
+    Raises:
+        InvalidOptionError: a bad option, one that the method does not use, or a method that
+            does not take this layout.
+        NotPositiveDefiniteError: a named method needs a Hermitian positive definite matrix.
+        SingularMatrixError: no values on this pattern are invertible.
+        NotSupportedError: the device is not available.
+    """
+    validate(options)
+    check_device(device)
+    _check_solvable(structure)
+    names = given(options, has_x0=has_x0)
+    if options.method == AUTO:
+        return _automatic(structure, options, names, device)
+    _check_named(structure, options.method)
+    check_used(options.method, names)
+    return Choice(_spec(structure, options.method, options, device), "asked for by name")
+
+
+def _automatic(structure: Structure, options: Options, names: tuple[str, ...], device: str) -> Choice:
+    iterative = [name for name in names if name in _ITERATIVE_ONLY]
+    if iterative:
+        return _iterative(structure, options, names, iterative[0], device)
+    if not structure.dense:
+        check_used("superlu", names)
+        return Choice(_spec(structure, "superlu", options, device), "sparse: LU in the pattern's cached ordering")
+    check_used("lu", names)
+    lu = _spec(structure, "lu", options, device)
+    if not structure.definite_candidate:
+        what = "Hermitian without a positive diagonal" if structure.hermitian else "not Hermitian"
+        return Choice(lu, f"dense and {what}: LU")
+    fallback = Choice(lu, "dense and Hermitian, but Cholesky found it not positive definite: LU")
+    reason = "dense, Hermitian, positive diagonal: Cholesky"
+    return Choice(_spec(structure, "cholesky", options, device), reason, fallback)
+
+
+def _iterative(structure: Structure, options: Options, names: tuple[str, ...], asked: str, device: str) -> Choice:
+    if not structure.definite_candidate:
+        raise InvalidOptionError(
+            f"{asked} is used by method {users(asked)}, which needs a Hermitian matrix with a positive diagonal, "
+            f"and this one is not: leave {asked} out",
+            option=asked,
+        )
+    check_used("cg", names)
+    return Choice(_spec(structure, "cg", options, device), f"Hermitian, positive diagonal, and {asked} is given: CG")
+
+
+def _check_solvable(structure: Structure) -> None:
+    if structure.facts.structurally_singular:
+        raise SingularMatrixError(
+            "the pattern is structurally singular: no values on it are invertible; look for an empty row or column, "
+            "or rows that share too few columns",
+            kind="structural",
+        )
+
+
+def _check_named(structure: Structure, method: str) -> None:
+    row = ROWS[method]
+    layout = "dense" if structure.dense else "csr"
+    if layout not in row.layouts:
+        fitting = [name for name, other in ROWS.items() if layout in other.layouts and other.definite == row.definite]
+        kind = "dense" if structure.dense else "sparse"
+        raise InvalidOptionError(
+            f"method {method!r} does not take a {kind} matrix: use method {' or '.join(map(repr, fitting))}",
+            option="method",
+            method=method,
+        )
+    if row.definite and not structure.definite_candidate:
+        fault = "is not Hermitian" if not structure.hermitian else "has a diagonal entry that is not positive"
+        other = "lu" if structure.dense else "superlu"
+        raise NotPositiveDefiniteError(
+            f"method {method!r} needs a Hermitian positive definite matrix, and this one {fault}: "
+            f"use method {other!r} or 'auto'",
+            method=method,
+        )
+
+
+def _spec(structure: Structure, method: str, options: Options, device: str) -> FactorSpec:
+    row = ROWS[method]
+    precision = structure.dtype
+    if row.wide:
+        precision = np.dtype(np.complex128 if np.dtype(precision).kind == "c" else np.float64).name
+    uses_preconditioner = "preconditioner" in row.options
+    return FactorSpec(
+        method=method,
+        preconditioner=(options.preconditioner or DEFAULT_PRECONDITIONER) if uses_preconditioner else None,
+        precision=precision,
+        device=device if row.cuda and structure.dense else CPU,
+    )

@@ -1,0 +1,152 @@
+"""What a matrix is: facts of the pattern, and facts of the values on it, each in one pass."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import structural_rank
+
+from backsolve.pattern import AnyPattern, Pattern
+from backsolve.types import Array
+
+from .operand import Operand
+from .tolerance import epsilon
+
+_BLOCK_ROWS = 256
+"""Rows of a dense matrix compared with its columns at a time: a few MB at n = 1e4."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PatternFacts:
+    """What the pattern alone says.
+
+    Attributes:
+        n: number of rows.
+        nnz: number of stored entries.
+        full_diagonal: every diagonal entry is stored.
+        structurally_singular: no values on this pattern are invertible.
+        symmetric_pattern: (i, j) is stored if and only if (j, i) is.
+        lower_bandwidth: largest i - j of a stored entry, at least 0.
+        upper_bandwidth: largest j - i of a stored entry, at least 0.
+    """
+
+    n: int
+    nnz: int
+    full_diagonal: bool
+    structurally_singular: bool
+    symmetric_pattern: bool
+    lower_bandwidth: int
+    upper_bandwidth: int
+
+    @property
+    def triangular(self) -> bool:
+        """Lower or upper triangular (or diagonal)."""
+        return min(self.lower_bandwidth, self.upper_bandwidth) == 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What pattern and values say together; of a batch, what holds for every system.
+
+    Attributes:
+        facts: of the pattern.
+        dense: the layout.
+        batch: several systems on one pattern.
+        dtype: NumPy name of the element type.
+        hermitian: A = Aᴴ up to rounding of the single entry.
+        real_positive_diagonal: every diagonal entry is stored, real and above zero.
+    """
+
+    facts: PatternFacts
+    dense: bool
+    batch: bool
+    dtype: str
+    hermitian: bool
+    real_positive_diagonal: bool
+
+    @property
+    def definite_candidate(self) -> bool:
+        """Nothing cheap speaks against a Hermitian positive definite matrix."""
+        return self.hermitian and self.real_positive_diagonal
+
+
+def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
+    """Facts of a pattern in O(nnz); a matching is searched only when the diagonal is not full."""
+    n = pattern.n
+    if not isinstance(pattern, Pattern):
+        width = max(n - 1, 0)
+        return PatternFacts(n, pattern.nnz, True, False, True, width, width)
+    rows = np.repeat(np.arange(n, dtype=pattern.indices.dtype), np.diff(pattern.indptr))
+    below = rows - pattern.indices
+    full = int(np.count_nonzero(below == 0)) == n
+    ones = csr_array((np.ones(pattern.nnz, dtype=np.int8), pattern.indices, pattern.indptr), shape=pattern.shape)
+    columns = ones.tocsc()
+    symmetric = np.array_equal(columns.indptr, pattern.indptr) and np.array_equal(columns.indices, pattern.indices)
+    singular = not full and _rank_deficient(ones, columns)
+    lower = max(int(below.max()), 0) if below.size else 0
+    upper = max(-int(below.min()), 0) if below.size else 0
+    return PatternFacts(n, pattern.nnz, full, singular, symmetric, lower, upper)
+
+
+def inspect(facts: PatternFacts, operand: Operand) -> Structure:
+    """Facts of the values in O(nnz); a dense matrix is left at its first unsymmetric block of rows."""
+    positive = facts.full_diagonal and all(_positive(diagonal(a)) for a in operand.systems)
+    hermitian = facts.symmetric_pattern and all(is_hermitian(a) for a in operand.systems)
+    return Structure(
+        facts=facts,
+        dense=operand.pattern.layout == "dense",
+        batch=operand.batch is not None,
+        dtype=operand.dtype.name,
+        hermitian=hermitian,
+        real_positive_diagonal=positive,
+    )
+
+
+def diagonal(a: Any) -> Array:
+    """Diagonal of one system (`csr_array` or 2-D array); zero where nothing is stored."""
+    return np.asarray(a.diagonal())
+
+
+def is_hermitian(a: Any) -> bool:
+    """Whether one system equals its conjugate transpose, entry by entry within a few roundings.
+
+    Entry by entry and not in a norm: a badly scaled matrix must not hide an unsymmetric corner.
+    """
+    if isinstance(a, np.ndarray):
+        for start in range(0, a.shape[0], _BLOCK_ROWS):
+            stop = start + _BLOCK_ROWS
+            # Rows left of the block were compared when they were columns.
+            if not _mirrored(a[start:stop, start:], a[start:, start:stop].T):
+                return False
+        return True
+    columns = a.tocsc()
+    if not (np.array_equal(columns.indptr, a.indptr) and np.array_equal(columns.indices, a.indices)):
+        return False
+    return _mirrored(a.data, columns.data)
+
+
+def _mirrored(entries: Array, mirror: Array) -> bool:
+    if mirror.dtype.kind == "c":
+        mirror = np.conj(mirror)
+    if np.array_equal(entries, mirror):
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        gap = np.abs(entries - mirror)
+    return bool(np.all(gap <= 8 * epsilon(entries.dtype) * np.abs(entries)))
+
+
+def _positive(entries: Array) -> bool:
+    rounding = 8 * epsilon(entries.dtype)
+    return bool(np.all(entries.real > 0) and np.all(np.abs(entries.imag) <= rounding * entries.real))
+
+
+def _rank_deficient(rows: Any, columns: Any) -> bool:
+    if rows.shape[0] == 0:
+        return False
+    if np.any(np.diff(rows.indptr) == 0) or np.any(np.diff(columns.indptr) == 0):
+        return True
+    rank: int = structural_rank(rows)
+    return rank < int(rows.shape[0])

@@ -1,0 +1,130 @@
+"""Every method on every kind of matrix that it takes: one row of `TABLE` is one more method tested everywhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from backsolve.matrix import Matrix
+from backsolve.pattern import DensePattern, Pattern
+from backsolve_service.engine.base import Factor, FactorSpec
+from backsolve_service.engine.operand import Operand
+from backsolve_service.engine.registry import solver
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+TOLERANCE = {"float32": 2e-4, "complex64": 2e-4, "float64": 1e-9, "complex128": 1e-9}
+"""Relative error allowed against LAPACK in double precision; condition numbers here are below 100."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to solve, and a kind of matrix it must solve."""
+
+    method: str
+    preconditioner: str | None
+    layout: str
+    structure: str
+
+    def __str__(self):
+        return "-".join(part for part in (self.method, self.preconditioner, self.layout, self.structure) if part)
+
+    @property
+    def definite(self):
+        return self.method in ("cholesky", "cg")
+
+
+TABLE = (
+    Row("lu", None, "dense", "general"),
+    Row("lu", None, "dense", "indefinite"),
+    Row("lu", None, "dense", "zero_diagonal"),
+    Row("cholesky", None, "dense", "definite"),
+    Row("cholesky", None, "csr", "definite"),
+    Row("superlu", None, "csr", "general"),
+    Row("superlu", None, "csr", "indefinite"),
+    Row("superlu", None, "csr", "definite"),
+    Row("superlu", None, "csr", "triangular"),
+    Row("superlu", None, "csr", "zero_diagonal"),
+    Row("cg", "jacobi", "dense", "definite"),
+    Row("cg", "jacobi", "csr", "definite"),
+    Row("cg", "none", "dense", "definite"),
+    Row("cg", "none", "csr", "definite"),
+)
+
+
+def numbers(shape, dtype, seed):
+    """Normal numbers, complex where the type is."""
+    rng = np.random.default_rng(seed)
+    real = rng.standard_normal(shape)
+    if np.dtype(dtype).kind == "c":
+        real = real + 1j * rng.standard_normal(shape)
+    return real.astype(dtype)
+
+
+def array(structure, dtype, n=40, seed=830_174_662):
+    """A well-conditioned matrix of a kind, mostly zeros, as a full array."""
+    rng = np.random.default_rng(seed)
+    a = np.where(rng.random((n, n)) < 0.1, numbers((n, n), dtype, seed + 1), 0)
+    shift = 8 * np.eye(n)
+    if structure == "general":
+        a = a + shift
+    elif structure == "triangular":
+        a = np.tril(a) + shift
+    elif structure == "definite":
+        a = a @ a.conj().T + shift
+    elif structure == "indefinite":
+        a = a + a.conj().T + np.diag(np.where(np.arange(n) % 3, 12.0, -12.0))
+    elif structure == "zero_diagonal":
+        # Rows moved by one: the diagonal is neither full nor large.
+        a = np.roll(a + shift, 1, axis=0)
+    else:
+        raise ValueError(structure)
+    return np.ascontiguousarray(a.astype(dtype))
+
+
+def matrix(layout, a):
+    """The canonical matrix of a full array, `[n, n]` or `[batch, n, n]` on one pattern."""
+    n = a.shape[-1]
+    if layout == "dense":
+        return Matrix(DensePattern((n, n)), a)
+    stored = np.any(a != 0, axis=0) if a.ndim == 3 else a != 0
+    index = csr_array(stored)
+    rows = np.repeat(np.arange(n), np.diff(index.indptr))
+    return Matrix(Pattern(index.indptr, index.indices, (n, n)), np.ascontiguousarray(a[..., rows, index.indices]))
+
+
+def factor(row, a) -> Factor:
+    """Analyse and factorize a full array with the method of `row`."""
+    return factor_of(row.method, matrix(row.layout, a), row.preconditioner)
+
+
+def factor_of(method, m, preconditioner=None) -> Factor:
+    """Analyse and factorize a matrix."""
+    chosen = solver(method)
+    spec = FactorSpec(method, preconditioner, m.dtype.name, "cpu")
+    return chosen.factorize(chosen.analyze(m.pattern), Operand(m), spec)
+
+
+def op(a, trans):
+    """The operator that `trans` names, in double precision."""
+    wide = a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
+    return {"N": wide, "T": wide.swapaxes(-1, -2), "H": wide.conj().swapaxes(-1, -2)}[trans]
+
+
+def poisson(side, shift=0.0, dtype="float64"):
+    """The 5-point Laplacian on a square of `side` x `side` inner points, as a canonical sparse matrix."""
+    n = side * side
+    cell = np.arange(n).reshape(side, side)
+    pairs = np.concatenate(
+        [
+            np.stack([cell[:, 1:].ravel(), cell[:, :-1].ravel()]),
+            np.stack([cell[1:].ravel(), cell[:-1].ravel()]),
+        ],
+        axis=1,
+    )
+    rows = np.concatenate([np.arange(n), pairs[0], pairs[1]])
+    columns = np.concatenate([np.arange(n), pairs[1], pairs[0]])
+    values = np.concatenate([np.full(n, 4.0 + shift), np.full(2 * pairs.shape[1], -1.0)]).astype(dtype)
+    a = csr_array((values, (rows, columns)), shape=(n, n))
+    a.sort_indices()
+    return Matrix(Pattern.from_csr(a), a.data)

@@ -1,0 +1,160 @@
+"""What a direct answer says about itself, and what refinement does for it."""
+
+import numpy as np
+import pytest
+
+from backsolve.types import Status
+from backsolve_service.engine.answer import answer
+from backsolve_service.engine.base import Controls, Outcome
+from backsolve_service.engine.certify import measure, reference
+from backsolve_service.engine.direct import superlu
+from backsolve_service.engine.one_column import certify
+from engine.table import Row, array, factor, factor_of, matrix, numbers, op, poisson
+
+DENSE = Row("lu", None, "dense", "general")
+SPARSE = Row("superlu", None, "csr", "general")
+
+
+def spoiled(f, digits):
+    """The same factor, as if rounding had left it so many digits only."""
+
+    class Spoiled(type(f)):
+        def solve(self, rhs, trans, controls):
+            got = super().solve(rhs, trans, controls)
+            noise = 1 + 10.0**-digits * np.sin(np.arange(got.x.size)).reshape(got.x.shape)
+            return Outcome(got.x * noise, got.statuses, got.iterations)
+
+    return Spoiled(**{name: getattr(f, name) for name in f.__dataclass_fields__})
+
+
+@pytest.mark.parametrize("row", [DENSE, SPARSE], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e-180])
+def test_refinement_recovers_lost_digits(row, k, scale):
+    a = array("general", "float64")
+    b = scale * numbers((40, k), "float64", 64_027_118)
+    f = spoiled(factor(row, a), digits=6)
+    bare = answer(f, b, "T", Controls(refine=0))
+    assert bare.refinements == 0
+    assert bare.statuses == ((Status.ILL_CONDITIONED,) * k,)
+    assert bare.backward_error.max() > 1e-9
+    refined = answer(f, b, "T", Controls())
+    assert refined.refinements in (1, 2)
+    assert refined.statuses == ((Status.OK,) * k,)
+    assert refined.backward_error.max() <= 1e-12
+    np.testing.assert_allclose(refined.x / scale, np.linalg.solve(a.T, b / scale), rtol=1e-9, atol=1e-11)
+
+
+def test_refinement_leaves_good_columns_alone():
+    f = factor(DENSE, array("general", "float64"))
+    got = answer(f, numbers((40, 2), "float64", 64_027_119), "N", Controls(refine=5))
+    assert got.refinements == 0
+
+
+def test_a_factor_that_cannot_help_is_flagged():
+    f = spoiled(factor(DENSE, array("general", "float64")), digits=-1)
+    got = answer(f, numbers((40, 1), "float64", 64_027_120), "N", Controls())
+    assert got.statuses == ((Status.ILL_CONDITIONED,),)
+
+
+@pytest.mark.parametrize("rtol", [1e-15, 1e-14, 1e-12])
+def test_an_asked_tolerance_is_met_or_flagged(rtol):
+    m = poisson(30)
+    b = numbers((900, 4), "float64", 11_927_045)
+    got = answer(factor_of("superlu", m), b, "N", Controls(rtol=rtol))
+    for status, residual in zip(got.statuses[0], got.relative_residual[0], strict=True):
+        assert status is (Status.OK if residual <= rtol else Status.ILL_CONDITIONED)
+    assert got.relative_residual.max() < 1e-13
+
+
+def test_single_precision_is_refined_to_an_asked_tolerance():
+    a = array("general", "float32")
+    b = numbers((40, 3), "float32", 75_100_932)
+    plain = answer(factor(DENSE, a), b, "N", Controls(refine=0))
+    tolerance = float(plain.relative_residual.max()) * 0.8
+    got = answer(factor(DENSE, a), b, "N", Controls(rtol=tolerance))
+    assert got.refinements >= 1
+    assert got.relative_residual.max() < plain.relative_residual.max()
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ill_conditioned_is_flagged(layout, dtype):
+    n = 14
+    hilbert = (1 / (np.arange(n)[:, None] + np.arange(n) + 1)).astype(dtype)
+    f = factor_of("lu" if layout == "dense" else "superlu", matrix(layout, hilbert))
+    x = np.random.default_rng(90_114_226).standard_normal((n, 1))
+    got = answer(f, (hilbert @ x).astype(dtype), "N", Controls())
+    if layout == "dense":
+        assert got.condition > 1 / np.finfo(dtype).eps
+        assert got.statuses == ((Status.ILL_CONDITIONED,),)
+    # A right-hand side that excites the smallest singular value shows it without any estimate.
+    shows = answer(f, np.random.default_rng(90_114_227).standard_normal((n, 1)).astype(dtype), "N", Controls())
+    assert shows.condition > 0.01 / np.finfo(dtype).eps
+
+
+def test_an_answer_that_overflows_is_singular():
+    f = factor(DENSE, np.diag([1e-300, 1.0]))
+    got = answer(f, np.array([[1e20, 1.0], [1.0, 1.0]]), "N", Controls())
+    assert got.statuses[0][0] is Status.SINGULAR_NUMERIC
+    assert got.relative_residual[0, 0] == np.inf
+
+
+def test_a_backward_error_is_not_hidden_by_overflowing_norms():
+    """||A|| ||x|| is beyond the largest double; a quotient by infinity would look perfect."""
+    m = matrix("dense", 1e160 * array("general", "float64"))
+    f = factor_of("lu", m)
+    b = 1e90 * numbers((40, 2), "float64", 61_772_003)
+    against = reference(f.operand, b[None], "N")
+    wrong = measure(f.operand, against, np.full((1, 40, 2), 1e155), "N")
+    assert wrong.backward.min() > 1e-3
+
+
+def test_columns_are_judged_one_by_one():
+    """A block of several callers is split by column: no verdict may leak."""
+    m = poisson(20)
+    f = factor_of("cg", m)
+    easy = answer(factor_of("superlu", m), numbers((400, 1), "float64", 5_512_390), "N", Controls()).x
+    b = np.concatenate([np.zeros((400, 1)), easy], axis=1)
+    got = answer(f, b, "N", Controls(rtol=1e-9, maxiter=3))
+    assert got.statuses == ((Status.OK, Status.MAX_ITER),)
+
+
+@pytest.mark.parametrize("trans", ["N", "T", "H"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("row", [DENSE, SPARSE], ids=str)
+def test_one_column_is_certified_as_many_are(row, dtype, trans):
+    f = factor(row, array("general", dtype))
+    b = numbers((40, 1), dtype, 7_726_401)
+    x = f.solve(b, trans, Controls()).x
+    figures = certify(f, b, x, trans, Controls())
+    general = measure(f.operand, reference(f.operand, b[None], trans), x[None], trans)
+    assert figures == pytest.approx((general.relative[0, 0], general.backward[0, 0], general.condition[0, 0]), rel=1e-6)
+
+
+def test_one_column_that_is_not_plainly_good_goes_the_general_way():
+    f = factor(DENSE, array("general", "float64"))
+    b = numbers((40, 1), "float64", 7_726_402)
+    x = f.solve(b, "N", Controls()).x
+    assert certify(f, b, x, "N", Controls()) is not None
+    assert certify(f, b, x * (1 + 1e-9), "N", Controls()) is None
+    assert certify(f, b, x, "N", Controls(rtol=1e-18)) is None
+    assert certify(f, b * np.nan, x, "N", Controls()) is None
+    assert certify(f, 1e-150 * b, 1e-150 * x, "N", Controls()) is None
+    assert certify(f, b, x * np.nan, "N", Controls()) is None
+    assert certify(f, 0 * b, 0 * x, "N", Controls()) is None
+
+
+def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(monkeypatch):
+    monkeypatch.setattr(superlu, "DIAGONAL_THRESHOLD", 0.0)
+    a = np.where(np.random.default_rng(63_310_094).random((40, 40)) < 0.4, numbers((40, 40), "float64", 5_029_117), 0)
+    a[np.arange(40), np.arange(40)] = 1e-14
+    assert np.linalg.cond(a) < 1e4
+    b = numbers((40, 1), "float64", 81_664_290)
+    got = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
+    assert got.relative_residual.max() < 1e-12
+    np.testing.assert_allclose(got.x, np.linalg.solve(op(a, "N"), b), rtol=1e-6)
+    monkeypatch.setattr(superlu, "_probe", lambda *_: 0.0)
+    unprobed = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
+    assert unprobed.relative_residual.max() > 1e-3
+    assert unprobed.statuses == ((Status.ILL_CONDITIONED,),)
