@@ -1,0 +1,171 @@
+"""What the cache holds: patterns, the matrices on them, and the factors of those.
+
+Fields are written by `FactorCache` alone, under its lock; others read `pattern`, `facts`,
+`operand` and `structure`, which never change.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar, final
+
+from backsolve.errors import BacksolveError
+from backsolve.pattern import AnyPattern
+from backsolve.types import MatrixRef
+
+from ..engine.base import FactorSpec, Symbolic
+from ..engine.operand import Operand
+from ..engine.structure import PatternFacts, Structure
+from ..observer import Level
+
+OVERHEAD_BYTES = 1024
+"""Counted for every entry beside its arrays, so that many tiny ones do not add up unseen."""
+
+
+class FactorHandle(Protocol):
+    """What the cache needs to know of a factor: it never holds the factor itself."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are free again once the factor is."""
+
+
+R = TypeVar("R", bound=FactorHandle)
+
+
+class Entry(ABC):
+    """One thing that may be evicted, and what decides when.
+
+    Attributes:
+        nbytes: what evicting it gives back; the constructor adds `OVERHEAD_BYTES`.
+        cost: seconds it takes to have it again.
+        uses: how often it was asked for.
+        floor: the cache's inflation when it was last asked for (see `eviction.py`).
+        released: its client said that it is done with it.
+        live: it is in the cache.
+        offered: the priority under which the eviction queue holds it; None: not queued.
+    """
+
+    level: Level
+
+    def __init__(self, nbytes: int, cost: float) -> None:
+        self.nbytes = nbytes + OVERHEAD_BYTES
+        self.cost = cost
+        self.uses = 1
+        self.floor = 0.0
+        self.released = False
+        self.live = False
+        self.offered: float | None = None
+
+    @property
+    @abstractmethod
+    def evictable(self) -> bool:
+        """Nothing depends on it and nobody uses it."""
+
+    @property
+    def superseded(self) -> bool:
+        """Newer values on the same pattern came, and it was not asked for since."""
+        return False
+
+
+@final
+class FactorEntry(Entry, Generic[R]):
+    """One factor of one matrix, somewhere on a worker."""
+
+    level: Level = "factor"
+
+    def __init__(self, matrix: "MatrixEntry[R]", spec: FactorSpec, ref: R, cost: float) -> None:
+        super().__init__(ref.nbytes, cost)
+        self.matrix = matrix
+        self.spec = spec
+        self.ref = ref
+
+    @property
+    def evictable(self) -> bool:
+        """A factor is in use while its matrix is."""
+        return self.live and not self.matrix.pins
+
+    @property
+    def superseded(self) -> bool:
+        """As its matrix."""
+        return self.matrix.superseded
+
+
+@final
+class MatrixEntry(Entry, Generic[R]):
+    """The values of one matrix, or of a batch on one pattern.
+
+    Attributes:
+        ref: its digests.
+        pattern: the entry of its pattern.
+        operand: the values, ready for products.
+        structure: what `engine/structure.py` found of them.
+        factors: by what they were built with.
+        failures: why a factor cannot be built: the same values will fail again.
+        pins: calls and builds that use it now.
+    """
+
+    level: Level = "matrix"
+
+    def __init__(
+        self, pattern: "PatternEntry[R]", ref: MatrixRef, operand: Operand, structure: Structure, cost: float
+    ) -> None:
+        super().__init__(operand.nbytes, cost)
+        self.pattern = pattern
+        self.ref = ref
+        self.operand = operand
+        self.structure = structure
+        self.factors: dict[FactorSpec, FactorEntry[R]] = {}
+        self.failures: dict[FactorSpec, BacksolveError] = {}
+        self.pins = 0
+        self.newer_came = False
+        self.recurring = False
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.pattern.tenant
+
+    @property
+    def evictable(self) -> bool:
+        """Its factors go first."""
+        return self.live and not self.pins and not self.factors
+
+    @property
+    def superseded(self) -> bool:
+        """Used by one training step alone, as far as can be known."""
+        return self.newer_came and not self.recurring
+
+
+@final
+class PatternEntry(Entry, Generic[R]):
+    """One pattern, what is known of it, and what solvers prepared from it.
+
+    Attributes:
+        tenant: whose it is.
+        digest: BLAKE3 of the pattern.
+        pattern: the arrays.
+        facts: what `engine/structure.py` found of the pattern alone.
+        symbolics: by method (and whatever else tells them apart).
+        failures: why a method cannot analyse it (structurally singular).
+        matrices: by the digest of their values.
+        pins: calls and builds that use it now.
+    """
+
+    level: Level = "pattern"
+
+    def __init__(self, tenant: str, digest: bytes, pattern: AnyPattern, facts: PatternFacts, cost: float) -> None:
+        super().__init__(pattern.nbytes, cost)
+        self.tenant = tenant
+        self.digest = digest
+        self.pattern = pattern
+        self.facts = facts
+        self.symbolics: dict[Hashable, Symbolic] = {}
+        self.failures: dict[Hashable, BacksolveError] = {}
+        self.matrices: dict[bytes, MatrixEntry[R]] = {}
+        self.newest: MatrixEntry[R] | None = None
+        self.pins = 0
+
+    @property
+    def evictable(self) -> bool:
+        """Its matrices go first."""
+        return self.live and not self.pins and not self.matrices

@@ -1,0 +1,87 @@
+"""Which entry goes first: GreedyDual-Size-Frequency over everything that nothing depends on.
+
+Each entry has the priority `floor + uses * cost / nbytes`: seconds of work that a byte of it
+saves, times how often. `floor` is the priority of the last victim at the time of the entry's
+last use, so that what was dear once and is not asked for any more ages without a clock.
+
+Source: Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
+policy", HP Laboratories HPL-98-69R1, 1998; the cost is the measured time to build.
+"""
+
+import heapq
+from itertools import count
+from typing import final
+
+from .entries import Entry
+
+_RELEASED = -1.0
+"""Below every other priority."""
+
+
+def priority(entry: Entry) -> float:
+    """The entry with the least goes first.
+
+    A superseded matrix counts as used once: the many solves of one training step say nothing
+    about the next step, whose values are others.
+    """
+    if entry.released:
+        return _RELEASED
+    uses = 1 if entry.superseded else entry.uses
+    return entry.floor + uses * entry.cost / entry.nbytes
+
+
+def reason(entry: Entry) -> str:
+    """Why this victim was chosen: a label of the eviction counter."""
+    if entry.released:
+        return "released"
+    return "superseded" if entry.superseded else "budget"
+
+
+@final
+class EvictionQueue:
+    """Entries by priority. Not thread-safe: the cache's lock guards it.
+
+    An entry has at most one valid record. Records are corrected when they come up rather than
+    at each use, so that a hit costs no more than an addition. An entry that comes up while it
+    is in use leaves the queue, and the cache offers it again when the use ends.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Entry]] = []
+        self._order = count()
+        self.floor = 0.0
+
+    def touch(self, entry: Entry) -> None:
+        """The entry was asked for once more."""
+        entry.uses += 1
+        entry.floor = self.floor
+        entry.released = False
+
+    def offer(self, entry: Entry) -> None:
+        """The entry may be evicted from now on, or sooner than it was thought."""
+        rank = priority(entry)
+        if entry.offered is None or rank < entry.offered:
+            entry.offered = rank
+            heapq.heappush(self._heap, (rank, next(self._order), entry))
+
+    def pop(self) -> Entry | None:
+        """Take out the evictable entry of least priority, and raise the floor to it."""
+        while self._heap:
+            rank, _, entry = heapq.heappop(self._heap)
+            if entry.offered != rank:
+                continue  # a lower record took this one's place
+            entry.offered = None
+            if not entry.evictable:
+                continue
+            if priority(entry) > rank:
+                self.offer(entry)
+                continue
+            self.floor = max(self.floor, rank)
+            return entry
+        return None
+
+    def clear(self) -> None:
+        """Forget every record."""
+        for _, _, entry in self._heap:
+            entry.offered = None
+        self._heap.clear()

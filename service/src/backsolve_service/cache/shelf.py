@@ -1,0 +1,201 @@
+"""The hierarchy of entries and the room they share: the part of the cache that needs its lock."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, final
+
+from backsolve.errors import MemoryBudgetError
+from backsolve.types import MatrixRef
+
+from ..engine.base import FactorSpec
+from ..observer import Level, Lookup, Observer
+from .entries import Entry, FactorEntry, MatrixEntry, PatternEntry, R
+from .eviction import EvictionQueue, reason
+from .flight import Made
+from .ledger import Ledger
+
+
+@final
+class Shelf(Generic[R]):
+    """Every entry, and which of them go when room is needed. Not thread-safe.
+
+    Invariant: held + reserved bytes never exceed the budget.
+
+    Attributes:
+        unfreed: references of evicted factors; the cache frees them after it let its lock go.
+    """
+
+    def __init__(self, budget_bytes: int, observer: Observer) -> None:
+        self.ledger = Ledger(budget_bytes, observer)
+        self.unfreed: list[R] = []
+        self._queue = EvictionQueue()
+        self._patterns: dict[tuple[str, bytes], PatternEntry[R]] = {}
+        self._pinned: set[MatrixEntry[R] | PatternEntry[R]] = set()
+
+    def pattern(self, tenant: str, digest: bytes) -> PatternEntry[R] | None:
+        """The entry of a pattern; not a use."""
+        return self._patterns.get((tenant, digest))
+
+    def matrix(self, tenant: str, ref: MatrixRef) -> MatrixEntry[R] | None:
+        """The entry of a matrix; not a use."""
+        pattern = self._patterns.get((tenant, ref.pattern))
+        return None if pattern is None else pattern.matrices.get(ref.values)
+
+    def looked_up(self, level: Level, entry: Entry | None) -> None:
+        """Count a lookup, and a use of what was found."""
+        result: Lookup = "miss" if entry is None else "hit"
+        self.ledger.looked_up(level, result)
+        if entry is None:
+            return
+        self._queue.touch(entry)
+        matrix = entry.matrix if isinstance(entry, FactorEntry) else entry
+        if isinstance(matrix, MatrixEntry):
+            matrix.recurring = matrix.recurring or matrix.newer_came
+            self._queue.touch(matrix.pattern)
+
+    def shelve_pattern(self, entry: PatternEntry[R]) -> PatternEntry[R]:
+        """Take a pattern in; if its place is taken, the entry that is there stays.
+
+        Raises:
+            MemoryBudgetError: there is no room for it.
+        """
+        there = self._patterns.get((entry.tenant, entry.digest))
+        if there is not None:
+            return there
+        self._take_in(entry)
+        self._patterns[entry.tenant, entry.digest] = entry
+        return entry
+
+    def shelve_matrix(self, entry: MatrixEntry[R]) -> MatrixEntry[R]:
+        """Take a matrix in, with its pattern; if its place is taken, the entry there stays.
+
+        Raises:
+            MemoryBudgetError: there is no room for it.
+        """
+        if entry.live:
+            return entry
+        pattern = self.shelve_pattern(entry.pattern)
+        there = pattern.matrices.get(entry.ref.values)
+        if there is not None:
+            return there
+        with self._held(pattern):
+            self._take_in(entry)
+        entry.pattern = pattern
+        pattern.matrices[entry.ref.values] = entry
+        self._supersede(pattern.newest)
+        pattern.newest = entry
+        return entry
+
+    def shelve_factor(self, matrix: MatrixEntry[R], spec: FactorSpec, made: Made[R]) -> None:
+        """Take a factor in; the matrix is pinned.
+
+        Raises:
+            MemoryBudgetError: there is no room for it; it is freed.
+        """
+        entry = FactorEntry(matrix, spec, made.value, made.seconds_run)
+        try:
+            self._take_in(entry)
+        except MemoryBudgetError:
+            self.unfreed.append(made.value)
+            raise
+        matrix.factors[spec] = entry
+
+    def release(self, matrix: MatrixEntry[R]) -> None:
+        """Let a matrix go first, unless it is used again."""
+        for entry in (matrix, *matrix.factors.values()):
+            entry.released = True
+            self._queue.offer(entry)
+
+    def pin(self, entry: MatrixEntry[R] | PatternEntry[R]) -> None:
+        """Begin a use."""
+        entry.pins += 1
+        self._pinned.add(entry)
+
+    def unpin(self, entry: MatrixEntry[R] | PatternEntry[R]) -> None:
+        """End a use; with the last one the entry may be evicted again."""
+        entry.pins -= 1
+        if entry.pins:
+            return
+        self._pinned.discard(entry)
+        self._queue.offer(entry)
+        if isinstance(entry, MatrixEntry):
+            for factor in entry.factors.values():
+                self._queue.offer(factor)
+
+    def make_room(self, what: str, nbytes: int) -> None:
+        """Evict until `nbytes` more fit.
+
+        Raises:
+            MemoryBudgetError: what is in use leaves too little room; nothing was evicted then.
+        """
+        if self.ledger.excess + nbytes <= 0:
+            return
+        busy = self._busy_bytes()
+        if busy + nbytes > self.ledger.budget_bytes:
+            raise self.ledger.refusal(what, nbytes, busy)
+        while self.ledger.excess + nbytes > 0:
+            if not self.evict():
+                raise self.ledger.refusal(what, nbytes, self.ledger.held + self.ledger.reserved)
+
+    def evict(self, why: str | None = None) -> bool:
+        """Drop the entry that is missed least; False when everything left is in use."""
+        entry = self._queue.pop()
+        if entry is None:
+            return False
+        self.ledger.evicted(why or reason(entry))
+        self._drop(entry)
+        return True
+
+    def _take_in(self, entry: Entry) -> None:
+        self.make_room(entry.level, entry.nbytes)
+        entry.live = True
+        self.ledger.add(entry.level, entry.nbytes)
+        entry.floor = self._queue.floor
+        self._queue.offer(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        """Take out an entry that nothing depends on; what it depended on may be next."""
+        entry.live = False
+        if isinstance(entry, FactorEntry):
+            del entry.matrix.factors[entry.spec]
+            self.unfreed.append(entry.ref)
+            self._queue.offer(entry.matrix)
+        elif isinstance(entry, MatrixEntry):
+            del entry.pattern.matrices[entry.ref.values]
+            if entry.pattern.newest is entry:
+                entry.pattern.newest = None
+            self._queue.offer(entry.pattern)
+        elif isinstance(entry, PatternEntry):
+            del self._patterns[entry.tenant, entry.digest]
+            for symbolic in entry.symbolics.values():
+                self.ledger.remove("symbolic", symbolic.nbytes)
+                entry.nbytes -= symbolic.nbytes
+            entry.symbolics.clear()
+        self.ledger.remove(entry.level, entry.nbytes)
+
+    def _supersede(self, entry: MatrixEntry[R] | None) -> None:
+        """Newer values came on the entry's pattern."""
+        if entry is not None:
+            entry.newer_came = True
+            for each in (entry, *entry.factors.values()):
+                self._queue.offer(each)
+
+    def _busy_bytes(self) -> int:
+        """Bytes that cannot be evicted now, reservations among them."""
+        patterns: set[PatternEntry[R]] = set()
+        busy = self.ledger.reserved
+        for entry in self._pinned:
+            if isinstance(entry, MatrixEntry):
+                patterns.add(entry.pattern)
+                busy += entry.nbytes + sum(factor.nbytes for factor in entry.factors.values())
+            else:
+                patterns.add(entry)
+        return busy + sum(pattern.nbytes for pattern in patterns)
+
+    @contextmanager
+    def _held(self, pattern: PatternEntry[R]) -> Iterator[None]:
+        self.pin(pattern)
+        try:
+            yield
+        finally:
+            self.unpin(pattern)

@@ -1,0 +1,168 @@
+"""The two kinds of work: a task (anything, a factorization among it), and a solve."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Generic, Protocol, TypeVar, final
+
+from backsolve.errors import BacksolveError, InternalError
+from backsolve.types import Array, Trans
+
+from ..cache.flight import Made, fresh
+from ..context import CallContext
+from ..engine.answer import Answer, answer
+from ..engine.base import Controls
+from ..observer import Observer
+from .block import block_key, split, stacked
+from .threads import delivered
+from .ticket import Ticket
+from .worker import FactorRef, Job, Worker
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Promise(Protocol[T_contra]):
+    """What a worker resolves: a `Ticket`, or a `concurrent.futures.Future`."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...  # noqa: D102
+    def set_result(self, value: T_contra, /) -> None: ...  # noqa: D102
+    def set_exception(self, error: BaseException, /) -> None: ...  # noqa: D102
+
+
+@final
+class Task(Job, Generic[T]):
+    """A function to call on a worker, which it is given."""
+
+    key = None
+    columns = 0
+    max_columns = 0
+
+    def __init__(self, work: Callable[[Worker], T], promise: Promise[Made[T]], nbytes: int = 0) -> None:
+        self._work: Callable[[Worker], T] | None = work
+        self._promise = promise
+        self.nbytes = nbytes
+        self.born = perf_counter()
+
+    def run(self, worker: Worker, mates: Sequence[Job]) -> None:
+        """Call the function, if anybody still wants it, and let it go: it may hold a matrix."""
+        work, self._work = self._work, None
+        if work is None or not self._promise.set_running_or_notify_cancel():
+            return
+        begun = perf_counter()
+        try:
+            value = work(worker)
+        except BaseException as error:
+            del work
+            self._promise.set_exception(delivered(error))
+            return
+        made = Made(value, begun - self.born, perf_counter() - begun)
+        self._promise.set_result(made)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits."""
+        if self._work is not None and self._promise.set_running_or_notify_cancel():
+            self._promise.set_exception(error)
+        self._work = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """What one caller gets of the block that its right-hand side was part of.
+
+    Attributes:
+        answer: for its own columns.
+        seconds_queued: from the order to the beginning of the block.
+        seconds_solved: the whole block.
+        block_columns: width of the block.
+    """
+
+    answer: Answer
+    seconds_queued: float
+    seconds_solved: float
+    block_columns: int
+
+
+@final
+class Solve(Job):
+    """One caller's columns, for one factor; `observer` hears of the block they were solved in."""
+
+    def __init__(
+        self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext, observer: Observer
+    ) -> None:
+        self.ticket: Ticket[Solved] = Ticket()
+        self.columns = rhs.shape[-1]
+        self.max_columns = ref.max_columns
+        self.nbytes = rhs.nbytes
+        self.born = perf_counter()
+        self.key = block_key(ref, rhs, trans, controls)
+        self._ref = ref
+        self._rhs: Array | None = rhs
+        self._trans: Trans = trans
+        self._controls = controls
+        self._context = context
+        self._observer = observer
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.ticket.settled or self._context.over() or self._controls.cancelled()
+
+    def run(self, worker: Worker, mates: Sequence[Job]) -> None:
+        """Solve for every caller that still waits, as one block; singly, if the block fails."""
+        jobs = [job for job in (self, *mates) if isinstance(job, Solve) and job._begin()]
+        if not jobs or self._solve(worker, jobs):
+            return
+        for job in jobs:  # one caller's fault must not fail the others
+            if job._begin():
+                job._solve(worker, [job])
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits."""
+        self._rhs = None
+        self.ticket.set_exception(fresh(error))
+
+    def _begin(self) -> bool:
+        """Whether it is to be solved; a caller whose time is over is told so."""
+        if self._rhs is None:
+            return False
+        ended = self._context_error()
+        if ended is not None:
+            self.fail(ended)
+        return not self.ticket.settled
+
+    def _context_error(self) -> BacksolveError | None:
+        """Why nobody waits any more: a deadline shows in the engine as a cancellation."""
+        try:
+            self._context.check()
+        except BacksolveError as error:
+            return fresh(error)
+        return None
+
+    def _columns(self) -> Array:
+        if self._rhs is None:
+            raise InternalError("a solve ran twice")
+        return self._rhs
+
+    def _solve(self, worker: Worker, jobs: "list[Solve]") -> bool:
+        """Solve a block in this job's terms; False: it failed, and has several callers."""
+        begun = perf_counter()
+        controls = replace(self._controls, cancelled=lambda: all(job.over for job in jobs))
+        try:
+            whole = answer(worker.factor(self._ref), stacked([job._columns() for job in jobs]), self._trans, controls)
+        except BaseException as error:
+            failure = delivered(error)
+            if len(jobs) == 1:
+                self.fail(self._context_error() or failure)
+            return len(jobs) == 1
+        seconds = perf_counter() - begun
+        width = sum(job.columns for job in jobs)
+        self._observer.block(width)
+        start = 0
+        for job in jobs:
+            own = whole if len(jobs) == 1 else split(whole, start, start + job.columns)
+            start += job.columns
+            job._rhs = None
+            job.ticket.set_result(Solved(own, begun - job.born, seconds, width))
+        return True

@@ -1,0 +1,231 @@
+"""Who works when: admission, placement, waiting with a deadline, and the end of service."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+from backsolve.errors import CancelledError, InvalidShapeError
+from backsolve.types import Array, Trans
+
+from ..cache.flight import Made
+from ..context import CallContext
+from ..engine.base import Controls, Factor, FactorSpec
+from ..observer import Observer, Silent
+from .backlog import Backlog
+from .jobs import Solve, Solved, Task
+from .ticket import Ticket
+from .worker import FactorRef, Job, ThreadWorker, Worker
+
+T = TypeVar("T")
+
+Build = Made[FactorRef]
+"""A factor that was built: `value` refers to it, beside the seconds queued and run."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the scheduler is doing.
+
+    Attributes:
+        depth: jobs that wait.
+        inflight: jobs that run.
+    """
+
+    depth: int
+    inflight: int
+
+
+@final
+class Scheduler:
+    """Workers behind one bounded queue.
+
+    Args:
+        workers: number of threads that compute.
+        max_queue: most jobs that may wait.
+        max_queue_bytes: most bytes of right-hand sides that waiting and running jobs may hold.
+        observer: hears of waits, blocks and factorizations.
+
+    Every method may be called from any thread but a worker's own.
+    """
+
+    def __init__(self, workers: int, max_queue: int, max_queue_bytes: int, observer: Observer | None = None) -> None:
+        self._observer = observer or Silent()
+        self._backlog = Backlog(max_queue, max_queue_bytes, self._observer)
+        self._workers: tuple[Worker, ...] = tuple(
+            ThreadWorker(f"backsolve-worker-{number}", self._backlog) for number in range(workers)
+        )
+        self._turn = itertools.count()
+
+    @property
+    def stats(self) -> Stats:
+        """Depth of the queue, and jobs that run."""
+        return Stats(self._backlog.waiting, self._backlog.running)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new calls are refused."""
+        return self._backlog.draining
+
+    @contextmanager
+    def call(self, context: CallContext) -> Iterator[None]:
+        """Admit one call; what it asks for inside the block is served even while draining.
+
+        Raises:
+            DrainingError: the service is shutting down.
+        """
+        self._backlog.open_call(id(context))
+        try:
+            yield
+        finally:
+            self._backlog.close_call(id(context))
+
+    def run(self, job: Callable[[], T], context: CallContext, *, nbytes: int = 0) -> T:
+        """Call `job` on a worker and wait for it.
+
+        Args:
+            job: if the caller leaves before it begins, it never does; one that runs is finished.
+            context: ends the wait, and frees the place in the queue at once.
+            nbytes: what the job holds while it waits and runs.
+
+        Raises:
+            QueueFullError, DrainingError: it was not admitted.
+            DeadlineError, CancelledError: of `context`.
+            Exception: what the job raised.
+        """
+        ticket: Ticket[Made[T]] = Ticket()
+        return self._ask(self._place(), Task(lambda _: job(), ticket, nbytes), ticket, context).value
+
+    def build(
+        self,
+        spec: FactorSpec,
+        job: Callable[[], Factor],
+        context: CallContext,
+        *,
+        keep: Callable[[FactorRef], None] | None = None,
+        nbytes: int = 0,
+    ) -> Build:
+        """Factorize on a worker, leave the factor there, and wait for it.
+
+        This is for a caller who builds for itself; `order_build` is for many who wait for one.
+
+        Args:
+            spec: what the factor is built with.
+            job: the factorization.
+            context: ends the wait. A factorization that runs is finished all the same.
+            keep: takes the reference if the caller left meanwhile; None: the factor is freed.
+            nbytes: what the job holds while it waits and runs.
+
+        Raises:
+            As `run`.
+        """
+        unwanted = keep or self.free
+        ticket: Ticket[Build] = Ticket(lambda build: unwanted(build.value))
+        return self._ask(self._place(), self._build_task(spec, job, ticket, nbytes), ticket, context)
+
+    def order(self, job: Callable[[], T], *, nbytes: int = 0) -> "Future[Made[T]]":
+        """Have `job` called on a worker; returns at once (what `FactorCache` starts a flight with).
+
+        The future may be cancelled until the job begins, which frees its place in the queue.
+
+        Raises:
+            QueueFullError, DrainingError: it was not admitted.
+        """
+        future: Future[Made[T]] = Future()
+        return self._order(Task(lambda _: job(), future, nbytes), future)
+
+    def order_build(self, spec: FactorSpec, job: Callable[[], Factor], *, nbytes: int = 0) -> "Future[Build]":
+        """Have a factorization made and its factor left on a worker; otherwise as `order`."""
+        future: Future[Build] = Future()
+        return self._order(self._build_task(spec, job, future, nbytes), future)
+
+    def solve(self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext) -> Solved:
+        """Solve with a factor where it is, as one block with others that wait for the same.
+
+        Args:
+            ref: its factor stays (is pinned in the cache) until this returns.
+            rhs: `[n, k]`, of a batch `[batch, n, k]`; not modified, and kept no longer than the solve.
+            trans: "N", "T" or "H".
+            controls: tolerances and limits; their `cancelled` is heard beside `context`.
+            context: ends the wait; an iterative solve whose callers have all left is stopped.
+
+        Raises:
+            QueueFullError, DrainingError: it was not admitted.
+            DeadlineError, CancelledError: of `context`.
+            InvalidShapeError: `rhs` does not have the factor's rows.
+            BacksolveError: what the solve raised.
+        """
+        rows = (ref.n,) if ref.batch is None else (ref.batch, ref.n)
+        if rhs.shape[:-1] != rows:
+            raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
+        job = Solve(ref, rhs, trans, controls, context, self._observer)
+        return self._ask(ref.worker, job, job.ticket, context)
+
+    def free(self, ref: FactorRef) -> None:
+        """Let a factor go, on its worker; returns at once."""
+        ref.worker.free(ref)
+
+    def drain(self) -> None:
+        """Refuse new calls from now on; those admitted go on."""
+        self._backlog.drain()
+
+    def close(self, timeout: float) -> bool:
+        """Refuse new calls, finish those admitted, end the workers.
+
+        Returns:
+            True if everything ended within `timeout` seconds. Otherwise what had not begun
+            failed with `DrainingError`, and what runs is left to run.
+        """
+        until = time.monotonic() + timeout
+        self.drain()
+        with self._backlog.idle:
+            self._backlog.idle.wait_for(lambda: self._backlog.quiet, max(timeout, 0.0))
+        return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in self._workers])
+
+    def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext) -> T:
+        context.check()
+        self._enter(worker, job, id(context))
+        try:
+            return ticket.wait(context)
+        except BaseException as error:
+            if not ticket.settled:  # the wait itself was interrupted, by Ctrl-C for one
+                ticket.set_exception(CancelledError(f"the caller was interrupted by {type(error).__name__}"))
+            worker.withdraw(job)
+            raise
+
+    def _order(self, task: Task[T], future: "Future[Made[T]]") -> "Future[Made[T]]":
+        worker = self._place()
+        self._enter(worker, task, None)
+        future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
+        return future
+
+    def _enter(self, worker: Worker, job: Job, call: int | None) -> None:
+        self._backlog.enter(job.nbytes, call)
+        try:
+            worker.post(job)
+        except BaseException:
+            self._backlog.withdrawn(job.nbytes)
+            raise
+
+    def _place(self) -> Worker:
+        """The least loaded worker; of equals, each in turn."""
+        turn, count = next(self._turn), len(self._workers)
+        return min((self._workers[(turn + step) % count] for step in range(count)), key=lambda worker: worker.load[0])
+
+    def _build_task(
+        self,
+        spec: FactorSpec,
+        job: Callable[[], Factor],
+        promise: "Ticket[Build] | Future[Build]",
+        nbytes: int,
+    ) -> Task[FactorRef]:
+        def work(worker: Worker) -> FactorRef:
+            ref = worker.keep(job(), spec)
+            self._observer.factorized(spec.method)
+            return ref
+
+        return Task(work, promise, nbytes)
