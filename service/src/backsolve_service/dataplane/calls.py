@@ -1,0 +1,169 @@
+"""What each call computes, once it is admitted: checks, the cache, the solve, the gradient."""
+
+import time
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+
+from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
+from backsolve.errors import (
+    InvalidOptionError,
+    NeedMatrixError,
+    NeedValuesError,
+    NonfiniteInputError,
+    PayloadTooLargeError,
+)
+from backsolve.fingerprint import matrix_ref
+from backsolve.gradient import adjoint, tangent_rhs, values_gradient
+from backsolve.types import Holding, Limits, MatrixRef
+
+from ..cache.entries import MatrixEntry
+from ..cache.store import FactorCache
+from ..context import CallContext
+from ..engine.operand import Operand
+from ..engine.structure import inspect, inspect_pattern
+from ..scheduling.worker import FactorRef
+from .checks import check_digests, check_ref, check_same_shape, check_values_shape, columns
+from .solving import Answering
+from .telemetry import Telemetry
+
+
+@final
+class Calls:
+    """The calls of one data plane.
+
+    Args:
+        cache: what is held.
+        answering: solves with what is held.
+        telemetry: counts.
+        limits: of one call.
+    """
+
+    def __init__(
+        self, cache: FactorCache[FactorRef], answering: Answering, telemetry: Telemetry, limits: Limits
+    ) -> None:
+        self._cache = cache
+        self._answering = answering
+        self._telemetry = telemetry
+        self._limits = limits
+
+    def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
+        """Solve `op(A) x = b`."""
+        entry = self._entry(call.ref, context)
+        self._telemetry.count("solves")
+        with self._cache.pin(entry) as held:
+            rhs = columns(held.operand.matrix, call.rhs, "b")
+            x0 = (
+                None
+                if call.x0 is None
+                else columns(held.operand.matrix, check_same_shape(call.x0, call.rhs, "x0"), "x0")
+            )
+            x, certificate = self._answering.answer("solve", held, call.options, rhs, x0, context)
+        return SolveReply(x.reshape(call.rhs.shape), certificate)
+
+    def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
+        """One adjoint solve; the gradient of the values if it is wanted from here."""
+        entry = self._entry(call.ref, context)
+        self._telemetry.count("adjoint_solves")
+        with self._cache.pin(entry) as held:
+            matrix = held.operand.matrix
+            cotangent = columns(matrix, call.cotangent, "the cotangent")
+            forward = None
+            if "values" in call.want:
+                if call.x is None:
+                    raise InvalidOptionError("the gradient of the values needs x, the forward answer")
+                forward = columns(matrix, check_same_shape(call.x, call.cotangent, "x"), "x")
+            trans, conjugate = adjoint(call.options.trans)
+            options = replace(call.options, trans=trans)
+            rhs = np.conj(cotangent) if conjugate else cotangent
+            lam, certificate = self._answering.answer("vjp", held, options, rhs, None, context)
+            lam = np.conj(lam) if conjugate else lam
+            values = None
+            if forward is not None:
+                values = values_gradient(
+                    matrix.pattern, lam, forward, call.options.trans, batched=matrix.batch is not None
+                )
+        wanted = lam.reshape(call.cotangent.shape) if "b" in call.want else None
+        return VjpReply(wanted, values, certificate)
+
+    def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
+        """One tangent solve."""
+        entry = self._entry(call.ref, context)
+        self._telemetry.count("tangent_solves")
+        with self._cache.pin(entry) as held:
+            matrix = held.operand.matrix
+            shape = _tangent_shape(call)
+            moved = None if call.b_tangent is None else columns(matrix, call.b_tangent, "the tangent of b")
+            forward = None
+            if call.values_tangent is not None:
+                if call.x is None:
+                    raise InvalidOptionError("a tangent of the values needs x, the forward answer")
+                check_values_shape(matrix, call.values_tangent, "the tangent of the values")
+                forward = columns(matrix, call.x, "x")
+            if forward is None:
+                assert moved is not None
+                rhs = moved
+            else:
+                rhs = tangent_rhs(matrix.pattern, call.values_tangent, forward, moved, call.options.trans)
+            dx, certificate = self._answering.answer("jvp", held, call.options, rhs, None, context)
+        return SolveReply(dx.reshape(shape), certificate)
+
+    def put(self, call: PutCall, context: CallContext) -> MatrixRef:
+        """Check, hash and keep a matrix."""
+        matrix = call.matrix
+        size = matrix.values.nbytes + matrix.pattern.nbytes
+        if size > self._limits.max_payload_bytes:
+            raise PayloadTooLargeError(
+                f"the matrix has {size} bytes, this server takes {self._limits.max_payload_bytes} in one call",
+                size=size,
+                limit=self._limits.max_payload_bytes,
+            )
+        self._telemetry.count("uploads")
+        started = time.perf_counter()
+        ref = matrix_ref(matrix.pattern, matrix.values)
+        hashed = time.perf_counter() - started
+        self._telemetry.phase("hash", hashed)
+        check_digests(call.ref, ref)
+        if self._cache.holding(context.tenant, ref) in (Holding.VALUES, Holding.FACTOR):
+            return ref
+        operand = Operand(matrix)
+        if not operand.finite:
+            raise NonfiniteInputError("A holds NaN or infinity: check what computed it")
+        pattern = self._cache.pattern(context.tenant, ref.pattern)
+        if pattern is None:
+            facts = inspect_pattern(matrix.pattern)
+            pattern = self._cache.add_pattern(context.tenant, ref.pattern, matrix.pattern, facts, hashed)
+        structure = inspect(pattern.facts, operand)
+        self._cache.add_matrix(pattern, ref.values, operand, structure, time.perf_counter() - started)
+        return ref
+
+    def _entry(self, ref: MatrixRef, context: CallContext) -> MatrixEntry[FactorRef]:
+        check_ref(ref)
+        entry = self._cache.matrix(context.tenant, ref)
+        if entry is None:
+            self.refuse_missing(ref, self._cache.holding(context.tenant, ref))
+            raise NeedMatrixError("this matrix is not held here: send it")
+        self._telemetry.bytes_not_sent(entry.operand.values.nbytes + entry.pattern.pattern.nbytes)
+        return entry
+
+    def refuse_missing(self, ref: MatrixRef, holding: Holding) -> None:
+        """Say what of a matrix has to be sent, if anything.
+
+        Raises:
+            NeedMatrixError, NeedValuesError: the data that are not held.
+        """
+        check_ref(ref)
+        if holding is Holding.ABSENT:
+            self._telemetry.count("need_matrix")
+            raise NeedMatrixError("this matrix is not held here: send it")
+        if holding is Holding.PATTERN:
+            self._telemetry.count("need_values")
+            raise NeedValuesError("these values are not held here, their pattern is: send the values")
+
+
+def _tangent_shape(call: JvpCall) -> tuple[int, ...]:
+    given = call.b_tangent if call.b_tangent is not None else call.x
+    if given is None or (call.b_tangent is None and call.values_tangent is None):
+        raise InvalidOptionError("a tangent of b, or one of the values with x, is needed")
+    return given.shape

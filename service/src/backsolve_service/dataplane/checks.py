@@ -1,0 +1,61 @@
+"""What a call must be before anything is computed for it; each fault has its own error."""
+
+import numpy as np
+
+from backsolve.errors import (
+    DigestMismatchError,
+    InvalidDtypeError,
+    InvalidOptionError,
+    InvalidShapeError,
+    NonfiniteInputError,
+)
+from backsolve.matrix import Matrix
+from backsolve.types import DIGEST_BYTES, Array, MatrixRef
+
+
+def check_ref(ref: MatrixRef) -> None:
+    """Refuse digests that cannot be any matrix's."""
+    if len(ref.pattern) != DIGEST_BYTES or len(ref.values) != DIGEST_BYTES:
+        raise InvalidOptionError(f"a digest has {DIGEST_BYTES} bytes")
+
+
+def columns(matrix: Matrix, array: Array, what: str) -> Array:
+    """A right-hand side as columns `[n, k]` or `[batch, n, k]`, checked.
+
+    Raises:
+        InvalidDtypeError: not the matrix's element type.
+        InvalidShapeError: neither vectors nor columns of this matrix.
+        NonfiniteInputError: NaN or infinity in it.
+    """
+    if array.dtype != matrix.dtype:
+        raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
+    vector = matrix.is_vector(array)
+    if not np.isfinite(array).all():
+        raise NonfiniteInputError(f"{what} holds NaN or infinity: check what computed it")
+    return array[..., None] if vector else array
+
+
+def check_values_shape(matrix: Matrix, array: Array, what: str) -> None:
+    """Refuse tangents of the values that are not shaped and typed like the values."""
+    if array.shape != matrix.values.shape:
+        raise InvalidShapeError(f"{what} has shape {array.shape}, A's values {matrix.values.shape}")
+    if array.dtype != matrix.dtype:
+        raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
+
+
+def check_digests(claimed: MatrixRef, computed: MatrixRef) -> None:
+    """Refuse data that is not what it was announced as.
+
+    Raises:
+        DigestMismatchError: it was changed under way, or after it was hashed.
+    """
+    if claimed != computed:
+        part = "pattern" if claimed.pattern != computed.pattern else "values"
+        raise DigestMismatchError(f"the {part} received do not have the digest they were announced under: send again")
+
+
+def check_same_shape(array: Array, like: Array, what: str) -> Array:
+    """The array, if it is shaped like the one it goes with."""
+    if array.shape != like.shape:
+        raise InvalidShapeError(f"{what} has shape {array.shape}, it must be {like.shape}")
+    return array

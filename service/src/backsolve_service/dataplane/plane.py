@@ -1,0 +1,275 @@
+"""The data plane: validate → fingerprint → cache → schedule → solve → certify. It knows no transport."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from threading import Lock
+from typing import TypeVar, final
+
+from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
+from backsolve.errors import (
+    BacksolveError,
+    DrainingError,
+    NeedMatrixError,
+    PayloadTooLargeError,
+)
+from backsolve.pattern import AnyPattern
+from backsolve.types import (
+    DIGEST_VERSION,
+    DTYPES,
+    Holding,
+    Limits,
+    MatrixRef,
+    ServerInfo,
+)
+
+from .. import __version__
+from ..cache.store import FactorCache
+from ..context import CallContext
+from ..engine.registry import methods, preconditioners
+from ..observer import OK, Observer, Reading, Silent
+from ..scheduling.scheduler import Scheduler
+from ..scheduling.worker import FactorRef
+from .calls import Calls
+from .prepare import Preparer
+from .solving import Answering
+from .telemetry import Telemetry
+
+T = TypeVar("T")
+
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PlaneConfig:
+    """Settings of a data plane.
+
+    Attributes:
+        device: "cpu" or a CUDA device; where dense factors are computed.
+        workers: threads that factorize and solve.
+        cache_bytes: budget for patterns, matrices and factors.
+        max_payload_bytes: largest single call.
+        queue_depth, queue_bytes: most calls, and bytes of right-hand sides, that may wait.
+        instance: name of this process in certificates.
+        http_port, grpc_port: where it listens, for `info()`.
+    """
+
+    device: str = "cpu"
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    cache_bytes: int = 2 * _GIB
+    max_payload_bytes: int = 8 * _GIB
+    queue_depth: int = 256
+    queue_bytes: int = 2 * _GIB
+    instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    http_port: int | None = None
+    grpc_port: int | None = None
+
+
+@final
+class DataPlane:
+    """Everything behind the transports. Thread-safe.
+
+    Args:
+        config: sizes and device.
+        observer: hears of every event; by default nobody.
+
+    Every call raises a class of `backsolve.errors`.
+    """
+
+    def __init__(self, config: PlaneConfig | None = None, observer: Observer | None = None) -> None:
+        self.config = config or PlaneConfig()
+        self.limits = Limits(max_message_bytes=8 * _MIB, max_payload_bytes=self.config.max_payload_bytes)
+        self.telemetry = Telemetry(observer or Silent())
+        self._scheduler = Scheduler(
+            self.config.workers, self.config.queue_depth, self.config.queue_bytes, self.telemetry
+        )
+        self._cache: FactorCache[FactorRef] = FactorCache(self.config.cache_bytes, self._scheduler.free, self.telemetry)
+        preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry)
+        answering = Answering(self._scheduler, preparer, self.telemetry, self.config.instance)
+        self._calls = Calls(self._cache, answering, self.telemetry, self.limits)
+        self._lock = Lock()
+        self._inflight = 0
+        self._bind_gauges()
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
+        """Solve `op(A) x = b`."""
+        return self._request("solve", context, call.rhs.nbytes, lambda: self._calls.solve(call, context), _solved_bytes)
+
+    def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
+        """Pull a cotangent back: one adjoint solve with the forward's factor."""
+        size = call.cotangent.nbytes + (0 if call.x is None else call.x.nbytes)
+        return self._request("vjp", context, size, lambda: self._calls.vjp(call, context), _pulled_bytes)
+
+    def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
+        """Push tangents forward: one solve with the forward's factor."""
+        given = (call.x, call.b_tangent, call.values_tangent)
+        size = sum(a.nbytes for a in given if a is not None)
+        return self._request("jvp", context, size, lambda: self._calls.jvp(call, context), _solved_bytes)
+
+    def put(self, call: PutCall, context: CallContext) -> MatrixRef:
+        """Keep a matrix under the digests of what was received, which become this plane's own.
+
+        The matrix's arrays must not be written to afterwards. Idempotent.
+
+        Raises:
+            DigestMismatchError: the data are not what `call.ref` says.
+            NonfiniteInputError: NaN or infinity among the values.
+            PayloadTooLargeError, MemoryBudgetError: there is no room for it.
+        """
+        size = call.matrix.values.nbytes + (0 if call.values_only else call.matrix.pattern.nbytes)
+        return self._request("put", context, size, lambda: self._calls.put(call, context), lambda _: 0)
+
+    def pattern(self, digest: bytes, context: CallContext) -> AnyPattern:
+        """The pattern that values sent alone belong to.
+
+        Raises:
+            NeedMatrixError: it is not held.
+        """
+        entry = self._cache.pattern(context.tenant, digest)
+        if entry is None:
+            raise NeedMatrixError("this pattern is not held here: send the whole matrix")
+        return entry.pattern
+
+    def require(self, ref: MatrixRef, context: CallContext) -> None:
+        """Answer a call's header before its bulk is sent.
+
+        Raises:
+            NeedMatrixError, NeedValuesError: what the caller has to send first.
+            DrainingError: the service is shutting down.
+        """
+        self._check_open()
+        self._calls.refuse_missing(ref, self._cache.holding(context.tenant, ref))
+
+    def find(self, refs: Sequence[MatrixRef], context: CallContext) -> list[Holding]:
+        """How much of each matrix is held."""
+        return self._request(
+            "find", context, 64 * len(refs), lambda: [self._cache.holding(context.tenant, r) for r in refs], len
+        )
+
+    def release(self, ref: MatrixRef, context: CallContext) -> None:
+        """A hint that this caller needs the matrix no longer; other callers lose nothing by it."""
+        self._request("release", context, 64, lambda: self._cache.release(context.tenant, ref), lambda _: 0)
+
+    # -- what it is ------------------------------------------------------------------------
+
+    def info(self) -> ServerInfo:
+        """Versions, limits and methods."""
+        libraries = ("numpy", "scipy", "torch", "grpcio", "protobuf", "blake3")
+        return ServerInfo(
+            version=__version__,
+            api_versions=("v1",),
+            digest_version=DIGEST_VERSION,
+            instance=self.config.instance,
+            device=self.config.device,
+            dtypes=tuple(d.name for d in DTYPES),
+            methods=methods(),
+            preconditioners=preconditioners(),
+            limits=self.limits,
+            extensions=("vjp", "jvp", "batch", "values-only"),
+            http_port=self.config.http_port,
+            grpc_port=self.config.grpc_port,
+            versions={name: version(name) for name in libraries},
+        )
+
+    def stats(self) -> Mapping[str, float]:
+        """Counters since the start, and what the cache holds now."""
+        held, count = self._cache.bytes(), self._cache.entries()
+        sizes = {f"cache_bytes_{level}": float(size) for level, size in held.items()}
+        counts = {f"cache_entries_{level}": float(number) for level, number in count.items()}
+        return {**self.telemetry.totals(), **sizes, **counts, "cache_bytes": float(sum(held.values()))}
+
+    @property
+    def ready(self) -> bool:
+        """Whether new calls are taken; never waits."""
+        return not self._scheduler.draining
+
+    @property
+    def inflight(self) -> int:
+        """Calls that are being answered."""
+        return self._inflight
+
+    # -- its end ---------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Refuse new calls with DrainingError; those under way are answered."""
+        self._scheduler.drain()
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Answer what is under way, for at most `timeout` seconds, and free everything.
+
+        Returns:
+            Whether everything ended in time.
+        """
+        return self._scheduler.close(timeout)
+
+    # -- around them -----------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._scheduler.draining:
+            raise DrainingError(
+                "the service is shutting down: ask again, another or the next one will answer", retry_after=1.0
+            )
+
+    def _request(
+        self, op: str, context: CallContext, nbytes: int, answer: Callable[[], T], size: Callable[[T], int]
+    ) -> T:
+        """Run one call between its beginning and its end, which are counted whatever happens."""
+        started = time.perf_counter()
+        code, replied = OK, 0
+        with self._lock:
+            self._inflight += 1
+        try:
+            context.check()
+            if nbytes > self.limits.max_payload_bytes:
+                raise PayloadTooLargeError(
+                    f"the call has {nbytes} bytes, this server takes {self.limits.max_payload_bytes}",
+                    size=nbytes,
+                    limit=self.limits.max_payload_bytes,
+                )
+            with self._scheduler.call(context):
+                reply = answer()
+            replied = size(reply)
+            return reply
+        except BacksolveError as error:
+            code = error.code.name
+            raise
+        except BaseException:
+            code = "INTERNAL"
+            raise
+        finally:
+            with self._lock:
+                self._inflight -= 1
+            self.telemetry.request(
+                op,
+                context.transport,
+                code,
+                time.perf_counter() - started,
+                request_bytes=nbytes,
+                response_bytes=replied,
+                request_id=context.request_id,
+            )
+
+    def _bind_gauges(self) -> None:
+        observer = self.telemetry
+        observer.bind("inflight_requests", lambda: float(self._inflight))
+        observer.bind("queue_depth", lambda: float(self._scheduler.stats.depth))
+        observer.bind("cache_bytes", self._tiers)
+        observer.bind("cache_entries", lambda: {(level,): float(n) for level, n in self._cache.entries().items()})
+
+    def _tiers(self) -> Reading:
+        tier = "host" if self.config.device == "cpu" else "device"
+        return {(level, tier if level == "factor" else "host"): float(n) for level, n in self._cache.bytes().items()}
+
+
+def _solved_bytes(reply: SolveReply) -> int:
+    return int(reply.x.nbytes)
+
+
+def _pulled_bytes(reply: VjpReply) -> int:
+    return sum(int(a.nbytes) for a in (reply.b, reply.values) if a is not None)

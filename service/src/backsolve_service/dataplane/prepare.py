@@ -1,0 +1,132 @@
+"""From a matrix that is held and the options of a call to a factor on a worker."""
+
+from dataclasses import dataclass
+from typing import final
+from weakref import WeakKeyDictionary
+
+from backsolve.errors import NotPositiveDefiniteError
+from backsolve.types import Options
+
+from ..cache.entries import MatrixEntry, PatternEntry
+from ..cache.store import FactorCache, Found
+from ..context import CallContext
+from ..engine.base import Factor, Symbolic
+from ..engine.registry import solver
+from ..engine.select import Choice, choose
+from ..scheduling.scheduler import Scheduler
+from ..scheduling.worker import FactorRef
+from .telemetry import Telemetry
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A factor, how it was chosen, and what had to be done for it in this call.
+
+    Attributes:
+        ref: where the factor is.
+        choice: the method and the reason.
+        symbolic_hit, factor_hit: nothing was analysed, nothing was factorized.
+        seconds_queued, seconds_analyze, seconds_factor: spent for this call.
+    """
+
+    ref: FactorRef
+    choice: Choice
+    symbolic_hit: bool
+    factor_hit: bool
+    seconds_queued: float
+    seconds_analyze: float
+    seconds_factor: float
+
+
+@final
+class Preparer:
+    """Chooses a method, and has it analysed and factorized at most once.
+
+    Args:
+        cache: what is known already.
+        scheduler: whose workers build what is not.
+        device: where dense factors are computed.
+        telemetry: counts what was built.
+    """
+
+    def __init__(self, cache: FactorCache[FactorRef], scheduler: Scheduler, device: str, telemetry: Telemetry) -> None:
+        self._cache = cache
+        self._scheduler = scheduler
+        self._device = device
+        self._telemetry = telemetry
+        self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[str, int]] = WeakKeyDictionary()
+
+    def prepare(
+        self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool, context: CallContext
+    ) -> Prepared:
+        """The factor for a call on `entry`, which the caller keeps pinned.
+
+        Raises:
+            InvalidOptionError: an option that does not exist or is not used.
+            SingularMatrixError, NotPositiveDefiniteError: the matrix has no such factor.
+            DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
+        """
+        choice = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+        while True:
+            try:
+                return self._build(entry, choice, context)
+            except NotPositiveDefiniteError:
+                # Only the factorization itself could tell; the cache remembers that it did.
+                if choice.fallback is None:
+                    raise
+                choice = choice.fallback
+
+    def _build(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
+        held = self._cache.factor(entry, choice.spec)
+        if held is not None:
+            return Prepared(held, choice, True, True, 0.0, 0.0, 0.0)
+        method = solver(choice.spec.method)
+        symbolic = self._cache.get_symbolic(
+            entry.pattern,
+            choice.spec.method,
+            lambda: self._scheduler.order(lambda: self._analyze(choice, entry)),
+            context,
+        )
+
+        def factorize() -> Factor:
+            return method.factorize(symbolic.value, entry.operand, choice.spec)
+
+        factor = self._cache.get_factor(
+            entry,
+            choice.spec,
+            lambda: self._scheduler.order_build(choice.spec, factorize),
+            context,
+            self._predicted_bytes(entry, choice),
+        )
+        self._seen.setdefault(entry.pattern, {})[choice.spec.method] = factor.value.nbytes
+        self._count(symbolic, factor, choice)
+        return Prepared(
+            ref=factor.value,
+            choice=choice,
+            symbolic_hit=symbolic.lookup == "hit",
+            factor_hit=factor.lookup == "hit",
+            seconds_queued=symbolic.seconds_queued + factor.seconds_queued,
+            seconds_analyze=symbolic.seconds_run,
+            seconds_factor=factor.seconds_run,
+        )
+
+    def _predicted_bytes(self, entry: MatrixEntry[FactorRef], choice: Choice) -> int:
+        """Room to set aside before factorizing.
+
+        A dense factor is as large as its matrix, a sparse one as the last one on its pattern; of
+        a pattern's first factor nothing is known.
+        """
+        if entry.structure.dense:
+            return entry.operand.values.nbytes
+        return self._seen.setdefault(entry.pattern, {}).get(choice.spec.method, 0)
+
+    def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Symbolic:
+        self._telemetry.count("analyses")
+        return solver(choice.spec.method).analyze(entry.pattern.pattern)
+
+    def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
+        if symbolic.lookup == "miss":
+            self._telemetry.phase("analyze", symbolic.seconds_run)
+        if factor.lookup == "miss":
+            self._telemetry.phase("factor", factor.seconds_run)

@@ -1,0 +1,117 @@
+"""One solve with a prepared factor, and the certificate that comes with it."""
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+
+from backsolve.types import Array, Certificate, Element, Options, Status, Timings
+
+from ..cache.entries import MatrixEntry
+from ..context import CallContext
+from ..engine.base import Controls
+from ..scheduling.jobs import Solved
+from ..scheduling.scheduler import Scheduler
+from ..scheduling.worker import FactorRef
+from .prepare import Prepared, Preparer
+from .telemetry import Telemetry
+
+SEVERITY: Sequence[Status] = (
+    Status.OK,
+    Status.ILL_CONDITIONED,
+    Status.MAX_ITER,
+    Status.STAGNATION,
+    Status.BREAKDOWN,
+    Status.INCONSISTENT,
+    Status.NOT_POSITIVE_DEFINITE,
+    Status.SINGULAR_NUMERIC,
+    Status.SINGULAR_STRUCTURAL,
+    Status.NONFINITE_INPUT,
+)
+"""From good to bad: a batch has the status of its worst system."""
+
+
+def worst(statuses: Sequence[Status]) -> Status:
+    """The worst of some statuses; OK of none."""
+    return max(statuses, key=SEVERITY.index, default=Status.OK)
+
+
+@final
+class Answering:
+    """Solves with a cached factor, or one that is built on the way."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        preparer: Preparer,
+        telemetry: Telemetry,
+        instance: str,
+    ) -> None:
+        self._scheduler = scheduler
+        self._preparer = preparer
+        self._telemetry = telemetry
+        self._instance = instance
+
+    def answer(
+        self,
+        op: str,
+        entry: MatrixEntry[FactorRef],
+        options: Options,
+        rhs: Array,
+        x0: Array | None,
+        context: CallContext,
+    ) -> tuple[Array, Certificate]:
+        """Solve for columns `[n, k]` (`[batch, n, k]`); `entry` is pinned by the caller."""
+        prepared = self._preparer.prepare(entry, options, has_x0=x0 is not None, context=context)
+        controls = Controls(
+            rtol=options.rtol,
+            atol=options.atol,
+            maxiter=options.maxiter,
+            refine=options.refine,
+            x0=x0,
+            cancelled=context.over,
+        )
+        solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+        certificate = self._certificate(prepared, solved, entry)
+        self._count(op, certificate, solved, rhs.shape[-1])
+        return solved.answer.x, certificate
+
+    def _certificate(self, prepared: Prepared, solved: Solved, entry: MatrixEntry[FactorRef]) -> Certificate:
+        answer = solved.answer
+        elements = tuple(
+            Element(worst(statuses), iterations, _largest(residual), _largest(error))
+            for statuses, iterations, residual, error in zip(
+                answer.statuses, answer.iterations, answer.relative_residual, answer.backward_error, strict=True
+            )
+        )
+        return Certificate(
+            status=worst([element.status for element in elements]),
+            method=prepared.choice.spec.method,
+            reason=prepared.choice.reason,
+            precision=prepared.choice.spec.precision,
+            iterations=max(answer.iterations, default=0),
+            relative_residual=_largest(answer.relative_residual),
+            backward_error=_largest(answer.backward_error),
+            condition_estimate=answer.condition,
+            symbolic_hit=prepared.symbolic_hit,
+            factor_hit=prepared.factor_hit,
+            seconds=Timings(
+                queue=prepared.seconds_queued + solved.seconds_queued,
+                analyze=prepared.seconds_analyze,
+                factor=prepared.seconds_factor,
+                solve=solved.seconds_solved,
+            ),
+            instance=self._instance,
+            refinements=answer.refinements,
+            elements=() if entry.operand.batch is None else elements,
+        )
+
+    def _count(self, op: str, certificate: Certificate, solved: Solved, width: int) -> None:
+        self._telemetry.count("columns", width)
+        self._telemetry.phase("solve", solved.seconds_solved)
+        good = certificate.status in (Status.OK, Status.ILL_CONDITIONED)
+        self._telemetry.solved(op, certificate.iterations, certificate.relative_residual, good)
+
+
+def _largest(values: Array) -> float:
+    return float(np.max(values)) if np.size(values) else 0.0

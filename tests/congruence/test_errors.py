@@ -1,0 +1,185 @@
+"""Each wrong input has its own error, the same on every way in, and none echoes what was sent."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from support.systems import convection, laplacian
+
+from backsolve import Client, Status, errors
+
+B5 = np.ones(5)
+
+
+def with_value(value: float) -> np.ndarray:
+    a = np.eye(5) * 2
+    a[1, 3] = value
+    return a
+
+
+def structurally_singular() -> sparse.csr_array:
+    a = sparse.csr_array((np.ones(5), ([0, 1, 2, 3, 3], [0, 1, 2, 0, 1])), shape=(5, 5))
+    a.sort_indices()
+    return a
+
+
+def numerically_singular() -> sparse.csr_array:
+    a = np.diag([1.0, 2.0, 3.0, 4.0, 5.0])
+    a[0, 1], a[1, 0], a[1, 1] = 2.0, 2.0, 4.0
+    return sparse.csr_array(a)
+
+
+CASES = {
+    "nan in dense A": (with_value(np.nan), B5, {}, errors.NonfiniteInputError, "NaN"),
+    "inf in sparse A": (sparse.csr_array(with_value(np.inf)), B5, {}, errors.NonfiniteInputError, "infinity"),
+    "nan in b": (np.eye(5), B5 * np.nan, {}, errors.NonfiniteInputError, "b holds"),
+    "b too short": (np.eye(5), np.ones(4), {}, errors.InvalidShapeError, r"\(5,\)"),
+    "b with too many axes": (np.eye(5), np.ones((5, 1, 1)), {}, errors.InvalidShapeError, "columns"),
+    "A not square": (np.ones((5, 4)), B5, {}, errors.InvalidShapeError, "square"),
+    "half precision": (np.eye(5, dtype=np.float16), B5, {}, errors.InvalidDtypeError, "float64"),
+    "structurally singular": (structurally_singular(), B5, {}, errors.SingularMatrixError, "structurally"),
+    "nothing stored": (sparse.csr_array((5, 5)), B5, {}, errors.SingularMatrixError, "structurally"),
+    "singular sparse": (numerically_singular(), B5, {}, errors.SingularMatrixError, "singular"),
+    "singular dense": (numerically_singular().toarray(), B5, {"method": "lu"}, errors.SingularMatrixError, "singular"),
+    "not definite, dense": (
+        np.diag([1.0, 2.0, -3.0, 4.0, 5.0]),
+        B5,
+        {"method": "cholesky"},
+        errors.NotPositiveDefiniteError,
+        "positive",
+    ),
+    "indefinite, sparse": (
+        sparse.csr_array(np.array([[1.0, 2.0], [2.0, 1.0]])),
+        np.ones(2),
+        {"method": "cholesky"},
+        errors.NotPositiveDefiniteError,
+        "positive",
+    ),
+    "CG on a nonsymmetric matrix": (
+        convection(3),
+        np.ones(9),
+        {"method": "cg"},
+        errors.NotPositiveDefiniteError,
+        "Hermitian",
+    ),
+    "CG on an indefinite matrix": (
+        np.array([[1.0, 2.0], [2.0, 1.0]]),
+        np.array([1.0, -1.0]),
+        {"method": "cg"},
+        errors.NotPositiveDefiniteError,
+        "positive definite",
+    ),
+    "unknown method": (np.eye(5), B5, {"method": "choleski"}, errors.InvalidOptionError, "cholesky"),
+    "unknown preconditioner": (
+        laplacian(3),
+        np.ones(9),
+        {"method": "cg", "preconditioner": "jacoby"},
+        errors.InvalidOptionError,
+        "jacobi",
+    ),
+    "unused option": (np.eye(5), B5, {"method": "lu", "maxiter": 3}, errors.InvalidOptionError, "maxiter"),
+    "unused first iterate": (np.eye(5), B5, {"method": "lu", "x0": B5}, errors.InvalidOptionError, "x0"),
+    "negative tolerance": (np.eye(5), B5, {"rtol": -1.0}, errors.InvalidOptionError, "rtol"),
+    "nan tolerance": (np.eye(5), B5, {"rtol": float("nan")}, errors.InvalidOptionError, "rtol"),
+    "no iterations": (laplacian(3), np.ones(9), {"method": "cg", "maxiter": 0}, errors.InvalidOptionError, "maxiter"),
+    "unknown trans": (np.eye(5), B5, {"trans": "C"}, errors.InvalidOptionError, "'N', 'T' or 'H'"),
+    "wrong x0": (laplacian(3), np.ones(9), {"method": "cg", "x0": np.ones(8)}, errors.InvalidShapeError, "x0"),
+    "a dense method for a sparse matrix": (
+        laplacian(3),
+        np.ones(9),
+        {"method": "lu"},
+        errors.InvalidOptionError,
+        "superlu",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
+def test_each_fault_has_its_own_error(client: Client, case: str) -> None:
+    a, b, options, error, text = CASES[case]
+    with pytest.raises(error, match=text) as caught:
+        client.solve(a, b, **options)
+    assert type(caught.value) is error
+
+
+def test_the_failing_column_is_named_in_the_callers_numbering(client: Client) -> None:
+    a = laplacian(4).tolil()
+    a[11, 11] = 1e-3
+    with pytest.raises(errors.NotPositiveDefiniteError) as caught:
+        client.solve(sparse.csr_array(a), np.ones(16), method="cholesky")
+    assert "column" in caught.value.details
+
+
+def test_no_input_is_echoed(client: Client) -> None:
+    secret = 271.8281828
+    a = with_value(np.nan)
+    a[0, 0] = secret
+    with pytest.raises(errors.BacksolveError) as caught:
+        client.solve(a, B5 * secret)
+    assert "271" not in str(caught.value)
+    assert "271" not in repr(caught.value.details)
+
+
+def test_a_run_stopped_early_never_says_converged(client: Client) -> None:
+    a, b = laplacian(20), np.ones(400)
+    with pytest.raises(errors.NotConvergedError, match="maxiter") as caught:
+        client.solve(a, b, method="cg", maxiter=3)
+    solution = caught.value.solution
+    assert solution is not None
+    assert solution.status is Status.MAX_ITER
+    true = np.linalg.norm(b - a @ solution.x) / np.linalg.norm(b)
+    assert solution.stats.relative_residual == pytest.approx(true, rel=1e-10)
+    with pytest.warns(errors.NotConvergedWarning, match="maxiter"):
+        warned = client.solve(a, b, method="cg", maxiter=3, on_failure="warn")
+    np.testing.assert_array_equal(warned.x, solution.x)
+    blank = client.solve(a, b, method="cg", maxiter=3, on_failure="nan")
+    assert np.isnan(blank.x).all()
+    assert blank.status is Status.MAX_ITER
+    with pytest.raises(errors.NotConvergedError, match="backward"):
+        client.vjp(a, b, b, method="cg", maxiter=3)
+
+
+def test_one_bad_system_of_a_batch(client: Client) -> None:
+    a = np.stack([np.eye(3), np.zeros((3, 3)), 2 * np.eye(3)])
+    b = np.ones((3, 3))
+    with pytest.raises(errors.SingularMatrixError, match="system 1 of 3") as caught:
+        client.solve(a, b, method="lu")
+    assert caught.value.solution is not None
+    partial = client.solve(a, b, method="lu", on_failure="nan")
+    np.testing.assert_array_equal(partial.x[[0, 2]], [np.ones(3), np.full(3, 0.5)])
+    assert np.isnan(partial.x[1]).all()
+    assert [e.status for e in partial.stats.elements] == [Status.OK, Status.SINGULAR_NUMERIC, Status.OK]
+
+
+def test_without_raising_a_singular_matrix_gives_nan_and_its_status(client: Client) -> None:
+    solution = client.solve(numerically_singular(), B5, on_failure="nan")
+    assert np.isnan(solution.x).all()
+    assert solution.status is Status.SINGULAR_NUMERIC
+    assert client.solve(structurally_singular(), B5, on_failure="nan").status is Status.SINGULAR_STRUCTURAL
+
+
+def test_an_ill_conditioned_matrix_is_answered_with_a_warning(client: Client) -> None:
+    n = 14
+    hilbert = 1.0 / (np.arange(n)[:, None] + np.arange(n)[None, :] + 1)
+    with pytest.warns(errors.IllConditionedWarning, match="ill-conditioned"):
+        solution = client.solve(hilbert, np.ones(n), method="lu")
+    assert solution.status is Status.ILL_CONDITIONED
+    assert solution.stats.backward_error < 1e-12
+
+
+def test_a_changed_matrix_is_noticed(client: Client) -> None:
+    """A canonical matrix whose values were written to after it was hashed."""
+    from backsolve.matrix import Matrix
+    from backsolve.options import make_options
+    from backsolve.pattern import Pattern
+
+    a = convection(5, seed=99_120_417)
+    matrix = Matrix(Pattern.from_csr(a), a.data.copy())
+    _ = matrix.ref
+    matrix.values[3] += 1.0
+    with pytest.raises(errors.MatrixChangedError, match="modified"):
+        client.solve_matrix(matrix, np.ones(25), make_options())
+
+
+def test_a_deadline_that_cannot_be_met(client: Client) -> None:
+    with pytest.raises(errors.DeadlineError, match="timeout"):
+        client.solve(laplacian(150), np.ones(22_500), timeout=1e-4)
