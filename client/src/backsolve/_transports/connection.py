@@ -1,0 +1,241 @@
+"""Pooled keep-alive HTTP/1.1 connections that move bodies without copying them.
+
+`http.client` parses replies and speaks TLS; what it would copy or split is done here: header and
+body leave in one gathered write, and a reply is read straight into the array that will be x.
+"""
+
+import http.client
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._fork import renew_after_fork
+from .._wire import Body, aligned
+from ..errors import CancelledError, DeadlineError, UnreachableError
+
+CONNECT_SECONDS = 10.0
+"""A host that does not even accept a connection for this long is unreachable, whatever the call's deadline."""
+
+_IDLE_CONNECTIONS = 32
+_SLICE = 1 << 20
+_GATHER = 64
+"""Buffers in one `sendmsg`, below every system's IOV_MAX."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """One reply: status, headers by lower-case name, and the body in an aligned buffer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: NDArray[np.uint8]
+
+
+class _StaleError(Exception):
+    """The connection was closed by the other side before it answered anything."""
+
+
+@final
+class ConnectionPool:
+    """Connections to one server, shared by threads, renewed after a fork.
+
+    Args:
+        host, port: where it listens.
+        tls: context of an https server, else None.
+    """
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        renew_after_fork(self, ConnectionPool._renew)
+
+    def exchange(self, method: str, head: bytes, body: Body, timeout: float | None) -> HttpReply:
+        """Send one request and read its whole reply; over a connection that turns out to be dead, once more.
+
+        Args:
+            method: decides how the reply ends (HEAD has no body).
+            head: request line and headers, complete with the empty line.
+            body: may be empty.
+            timeout: seconds for all of it, or None.
+
+        Raises:
+            DeadlineError: the time is over.
+            UnreachableError: no connection, or it broke.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        parts = (memoryview(head), *body.parts)
+        if (connection := self._take()) is not None:
+            try:
+                return self._attempt(connection, method, parts, deadline)
+            except _StaleError:
+                pass  # it was closed while it lay idle: repeat on a fresh one, every call is idempotent
+        try:
+            return self._attempt(self._connect(deadline), method, parts, deadline)
+        except _StaleError as err:
+            raise UnreachableError(
+                f"the server at {self._host}:{self._port} closed the connection without an answer"
+            ) from err.__cause__
+
+    def close(self) -> None:
+        """Close idle connections now, and those in use when their call ends."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _renew(self) -> None:
+        """In a forked child: the parent's sockets are left to it, and its lock may be held for ever."""
+        self._lock = threading.Lock()
+        # Closing a descriptor in the child does not end the parent's connection.
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> http.client.HTTPConnection | None:
+        """The idle connection used last, unless the server has closed it meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise CancelledError("the client is closed: make a new one")
+            connection = self._idle.pop() if self._idle else None
+        if connection is None or _is_quiet(connection.sock):
+            return connection
+        connection.close()
+        return self._take()
+
+    def _give_back(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self, deadline: float | None) -> http.client.HTTPConnection:
+        left = _left(deadline)
+        patience = CONNECT_SECONDS if left is None else min(CONNECT_SECONDS, left)
+        if self._tls is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=patience)
+        else:
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=patience, context=self._tls)
+        try:
+            connection.connect()
+        except ssl.SSLError as err:
+            connection.close()
+            reason = getattr(err, "verify_message", None) or err.reason or "the handshake failed"
+            raise UnreachableError(f"no secure connection to {self._host}:{self._port}: {reason}") from err
+        except OSError as err:
+            connection.close()
+            _left(deadline)  # the caller's own deadline counts first
+            reason = "no answer" if isinstance(err, TimeoutError) else err.strerror or "the name cannot be resolved"
+            raise UnreachableError(f"no server at {self._host}:{self._port}: {reason}") from err
+        return connection
+
+    def _attempt(
+        self, connection: http.client.HTTPConnection, method: str, parts: tuple[memoryview, ...], deadline: float | None
+    ) -> HttpReply:
+        try:
+            reply, keep = _exchange(connection.sock, method, parts, deadline)
+        except TimeoutError:
+            connection.close()
+            raise DeadlineError("no answer before the deadline: raise timeout=, or try again later") from None
+        except (OSError, http.client.HTTPException) as err:
+            connection.close()
+            raise UnreachableError(
+                f"the connection to {self._host}:{self._port} broke in the middle of an answer"
+            ) from err
+        except BaseException:
+            connection.close()
+            raise
+        if keep:
+            self._give_back(connection)
+        else:
+            connection.close()
+        return reply
+
+
+def _exchange(sock: Any, method: str, parts: tuple[memoryview, ...], deadline: float | None) -> tuple[HttpReply, bool]:
+    """One request and its reply; the flag tells whether the connection may be used again."""
+    broken: OSError | None = None
+    try:
+        _send(sock, parts, deadline)
+    except (BrokenPipeError, ConnectionResetError) as err:
+        broken = err  # a server that refuses early may have said why before it closed
+    response = http.client.HTTPResponse(sock, method=method)
+    try:
+        sock.settimeout(_left(deadline))
+        try:
+            response.begin()
+        except (ConnectionError, http.client.BadStatusLine) as err:
+            raise _StaleError from (broken or err)
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        body = _read(sock, response, deadline)
+        keep = not response.will_close and broken is None
+        return HttpReply(response.status, headers, body), keep
+    finally:
+        response.close()
+
+
+def _send(sock: Any, parts: tuple[memoryview, ...], deadline: float | None) -> None:
+    """Send all parts in as few system calls as the socket's buffer allows."""
+    if isinstance(sock, ssl.SSLSocket):
+        for part in parts:
+            for start in range(0, len(part), _SLICE):
+                sock.settimeout(_left(deadline))
+                sock.sendall(part[start : start + _SLICE])
+        return
+    waiting = list(parts)
+    while waiting:
+        sock.settimeout(_left(deadline))
+        sent = sock.sendmsg(waiting[:_GATHER])
+        while waiting and sent >= len(waiting[0]):
+            sent -= len(waiting.pop(0))
+        if sent:
+            waiting[0] = waiting[0][sent:]
+
+
+def _read(sock: Any, response: http.client.HTTPResponse, deadline: float | None) -> NDArray[np.uint8]:
+    """The whole body of a reply, in one buffer allocated once."""
+    if response.length is None:  # chunked by a proxy, or ended by closing
+        data = response.read()
+        body = aligned(len(data))
+        body[:] = np.frombuffer(data, dtype=np.uint8)
+        return body
+    body = aligned(response.length)
+    position = 0
+    while position < body.size:
+        sock.settimeout(_left(deadline))
+        got = response.readinto(body[position : position + _SLICE].data)
+        if not got:
+            raise http.client.IncompleteRead(b"", body.size - position)
+        position += got
+    response.read()  # tells http.client that the reply is complete
+    return body
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineError("the deadline passed before the answer was there: raise timeout=, or try again later")
+    return left
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Whether an idle connection is still open: a readable one was closed, or talks out of turn."""
+    if not hasattr(select, "poll"):
+        return not select.select([sock], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)

@@ -1,0 +1,357 @@
+"""The gRPC transport: unary calls while payloads are small, chunked streams beyond 4 MiB.
+
+The only module of the client that imports gRPC.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import grpc
+
+from .. import __version__, _framing, _protocol, _replies, _streams
+from .._rpcstatus import DETAILS_KEY, decode_error
+from ..errors import (
+    BacksolveError,
+    CancelledError,
+    DeadlineError,
+    InternalError,
+    InvalidOptionError,
+    MalformedError,
+    NotFoundError,
+    NotSupportedError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnreachableError,
+)
+from ..types import Array, Holding, MatrixRef, ServerInfo
+from ..v1 import solver_pb2 as solver
+from ..v1 import types_pb2 as types
+from ..v1.solver_pb2_grpc import MatricesStub, SolverStub
+from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
+
+T = TypeVar("T")
+Arrays = Mapping[str, Array]
+_CLOSED = "the client is closed: make a new one"
+
+Decode = Callable[[Any, Arrays, Iterable[types.Element]], T]
+
+_OPTIONS = [
+    *_framing.channel_options(),
+    # A restarted server is met again within about a second; gRPC's own pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name the time one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A solve may be silent for minutes; a dead peer must not look like one.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # The service is a neighbour, not a site on the web; REST ignores proxy variables as well.
+    ("grpc.enable_http_proxy", 0),
+]
+
+# What a status means that came without our details: from gRPC itself, a proxy or another program.
+_FOREIGN: Mapping[grpc.StatusCode, tuple[type[BacksolveError], str]] = {
+    grpc.StatusCode.UNAVAILABLE: (UnreachableError, "no server answered"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        DeadlineError,
+        "the deadline passed before the answer was there: raise timeout=, or try again later",
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        PayloadTooLargeError,
+        f"a message is larger than a proxy on the way, or gRPC, allows: both must take {_framing.MESSAGE_BYTES} bytes",
+    ),
+    grpc.StatusCode.CANCELLED: (CancelledError, "the call was taken back"),
+    grpc.StatusCode.UNAUTHENTICATED: (UnauthenticatedError, "the token is missing or wrong: pass token="),
+    grpc.StatusCode.PERMISSION_DENIED: (PermissionDeniedError, "access is denied"),
+    grpc.StatusCode.UNIMPLEMENTED: (NotSupportedError, "the address answers gRPC, but not backsolve.v1"),
+    grpc.StatusCode.NOT_FOUND: (NotFoundError, "there is nothing at this address"),
+    grpc.StatusCode.INVALID_ARGUMENT: (MalformedError, "the request was refused before it reached the server"),
+}
+
+
+@final
+class GrpcTransport(Transport):
+    """Calls over gRPC. Thread-safe; usable after a fork.
+
+    Args:
+        target: `host:port`.
+        secure: whether to speak TLS.
+        ca_file: certificate authorities to trust instead of the system's.
+        token: bearer token sent with every call.
+
+    Raises:
+        InvalidOptionError: the CA file cannot be read, or the token cannot be a header.
+    """
+
+    def __init__(
+        self, target: str, *, secure: bool = False, ca_file: str | None = None, token: str | None = None
+    ) -> None:
+        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+            raise InvalidOptionError("token= must be printable ASCII without blanks")
+        self._target = target
+        self._credentials = _credentials(ca_file) if secure else None
+        self._metadata = [("backsolve-client", f"python/{__version__}")]
+        if token is not None:
+            self._metadata.append(("authorization", f"Bearer {token}"))
+        # By pid: a forked child finds nothing under its own and leaves its parent's channels alone.
+        self._connections: dict[int, _Connection] = {}
+        self._closed = False
+
+    @property
+    def sent(self) -> int:
+        """Payload bytes sent by this process."""
+        return self._connection().sent.total
+
+    @property
+    def received(self) -> int:
+        """Payload bytes received by this process."""
+        return self._connection().received.total
+
+    def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
+        """Solve; streamed if the right-hand side does not fit one message."""
+        message, arrays = _protocol.encode_solve(call)
+        stub = self._connection().stub
+        reply: SolveReply
+        if _is_small(arrays, call.rhs):
+            reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, _replies.decode_solved)
+        else:
+            frame = solver.Frame(solve=message)
+            reply = self._stream("SolveStream", frame, arrays, call.ref, timeout, ("solved", _replies.decode_solved))
+        _check_shape(reply.x, call.rhs)
+        return reply
+
+    def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
+        """One adjoint solve; streamed if the server is to form gradients whose size only it knows."""
+        message, arrays = _protocol.encode_vjp(call)
+        stub = self._connection().stub
+        reply: VjpReply
+        if "values" not in call.want and _is_small(arrays, call.cotangent):
+            reply = self._unary(stub.Vjp, message, arrays, call.ref, timeout, _replies.decode_pulled)
+        else:
+            frame = solver.Frame(vjp=message)
+            reply = self._stream("VjpStream", frame, arrays, call.ref, timeout, ("pulled", _replies.decode_pulled))
+        if reply.b is not None:
+            _check_shape(reply.b, call.cotangent)
+        return reply
+
+    def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
+        """One tangent solve."""
+        message, arrays = _protocol.encode_jvp(call)
+        stub = self._connection().stub
+        like = call.b_tangent if call.b_tangent is not None else call.x
+        reply: SolveReply
+        if _is_small(arrays, like):
+            reply = self._unary(stub.Jvp, message, arrays, call.ref, timeout, _replies.decode_solved)
+        else:
+            frame = solver.Frame(jvp=message)
+            reply = self._stream("JvpStream", frame, arrays, call.ref, timeout, ("pushed", _replies.decode_solved))
+        if like is not None:
+            _check_shape(reply.x, like)
+        return reply
+
+    def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
+        """Upload a matrix, or its values alone; a small one travels in the first frame."""
+        message, arrays = _protocol.encode_put(call)
+        connection = self._connection()
+        if _size(arrays) <= _framing.UNARY_BYTES:
+            _framing.embed(message, arrays)
+            connection.sent.add(_size(arrays))
+            arrays = {}
+        chunks = _streams.chunk_frames(message, arrays)
+        upload = _streams.Upload(solver.Frame(put=message), chunks, connection.sent.add)
+        upload.go()
+        try:
+            with self._translated():
+                reply = connection.bulk_matrices.Put(upload, timeout=timeout, metadata=self._headers(call.ref))
+        finally:
+            upload.stop()
+        return _protocol.decode_ref(reply.matrix)
+
+    def find(self, refs: Sequence[MatrixRef], timeout: float | None) -> list[Holding]:
+        """How much of each matrix the server holds."""
+        message = solver.FindRequest(matrices=[_protocol.encode_ref(ref) for ref in refs])
+        ref = refs[0] if refs else None
+        return _replies.decode_holdings(self._plain(self._connection().matrices.Find, message, ref, timeout))
+
+    def release(self, ref: MatrixRef, timeout: float | None) -> None:
+        """Hint that this caller needs the matrix no longer."""
+        message = solver.ReleaseRequest(matrix=_protocol.encode_ref(ref))
+        self._plain(self._connection().matrices.Release, message, ref, timeout)
+
+    def info(self, timeout: float | None) -> ServerInfo:
+        """Versions, limits and methods."""
+        message = solver.GetServerInfoRequest()
+        return _replies.decode_info(self._plain(self._connection().stub.GetServerInfo, message, None, timeout))
+
+    def stats(self, timeout: float | None) -> Mapping[str, float]:
+        """Counters of the data plane."""
+        message = solver.GetStatsRequest()
+        return dict(self._plain(self._connection().stub.GetStats, message, None, timeout).counters)
+
+    def close(self) -> None:
+        """Close the channels of this process; calls under way end with `CancelledError`."""
+        self._closed = True
+        connection = self._connections.pop(os.getpid(), None)
+        if connection is not None:
+            connection.close()
+
+    def _connection(self) -> "_Connection":
+        """The channels of this process."""
+        connection = self._connections.get(os.getpid())
+        if connection is None:
+            if self._closed:
+                raise CancelledError(_CLOSED)
+            # No lock, which a fork could leave locked: setdefault is atomic, channels connect lazily.
+            mine = _Connection(self._target, self._credentials)
+            connection = self._connections.setdefault(os.getpid(), mine)
+            if connection is not mine:
+                mine.close()
+        return connection
+
+    def _headers(self, ref: MatrixRef | None) -> list[tuple[str, str]]:
+        if ref is None:
+            return self._metadata
+        # The pattern alone routes: its symbolic work is what lasts when values change.
+        return [*self._metadata, ("backsolve-route-key", ref.pattern.hex()[:16])]
+
+    def _plain(self, method: Any, message: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
+        """One unary call."""
+        with self._translated():
+            return method(message, timeout=timeout, metadata=self._headers(ref))
+
+    def _unary(
+        self, method: Any, message: Any, arrays: Arrays, ref: MatrixRef, timeout: float | None, decode: Decode[T]
+    ) -> T:
+        """One unary call with tensors."""
+        connection = self._connection()
+        _framing.embed(message, arrays)
+        connection.sent.add(_size(arrays))
+        reply = self._plain(method, message, ref, timeout)
+        connection.received.add(_framing.payload_bytes(reply))
+        return decode(reply, _framing.embedded(reply, None), ())
+
+    def _stream(
+        self,
+        method: str,
+        header: solver.Frame,
+        arrays: Arrays,
+        ref: MatrixRef,
+        timeout: float | None,
+        answer: tuple[str, Decode[T]],
+    ) -> T:
+        """One streaming call: the header, then the payload once the server is ready for it."""
+        connection = self._connection()
+        kind, decode = answer
+        message = getattr(header, str(header.WhichOneof("kind")))
+        upload = _streams.Upload(header, _streams.chunk_frames(message, arrays), connection.sent.add)
+        frames = None
+        try:
+            with self._translated():
+                frames = getattr(connection.bulk, method)(upload, timeout=timeout, metadata=self._headers(ref))
+                _streams.expect(frames, "ready")
+                upload.go()
+                reply = _streams.expect(frames, kind)
+                target = _framing.Assembler(reply, None)
+                elements: list[types.Element] = []
+                _streams.receive(frames, target, elements)
+            connection.received.add(target.size)
+            return decode(reply, target.finish(), elements)
+        finally:
+            upload.stop()
+            if frames is not None:
+                frames.cancel()  # nothing to a call that has ended
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise what a failed call stands for: the server's own error if it sent one."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _error_of(error, self._target) from error
+        except ValueError as error:
+            # gRPC's word for a closed channel.
+            if not self._closed or isinstance(error, BacksolveError):
+                raise
+            raise CancelledError(_CLOSED) from error
+
+
+@final
+class _Counter:
+    """A number that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.total += count
+
+
+@final
+class _Connection:
+    """One process's channels to one server; bulk has its own, so that small calls never queue behind it."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self._channels = [
+            _channel(target, credentials, _OPTIONS),
+            _channel(target, credentials, [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]),
+        ]
+        control, bulk = self._channels
+        self.stub: Any = SolverStub(control)  # type: ignore[no-untyped-call]
+        self.matrices: Any = MatricesStub(control)  # type: ignore[no-untyped-call]
+        self.bulk: Any = SolverStub(bulk)  # type: ignore[no-untyped-call]
+        self.bulk_matrices: Any = MatricesStub(bulk)  # type: ignore[no-untyped-call]
+        self.sent, self.received = _Counter(), _Counter()
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+
+def _channel(target: str, credentials: Any, options: list[tuple[str, int]]) -> Any:
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
+
+
+def _credentials(ca_file: str | None) -> Any:
+    try:
+        roots = None if ca_file is None else Path(ca_file).read_bytes()
+    except OSError as error:
+        raise InvalidOptionError("the CA file cannot be read: name a file in PEM form") from error
+    if roots is not None and b"BEGIN CERTIFICATE" not in roots:
+        raise InvalidOptionError("the CA file must be PEM, with BEGIN CERTIFICATE lines")
+    return grpc.ssl_channel_credentials(roots)
+
+
+def _error_of(error: Any, target: str) -> BacksolveError:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and (ours := decode_error(value)) is not None:
+            return ours
+    status = error.code()
+    kind, text = _FOREIGN.get(status, (InternalError, "the server, or a proxy before it, failed"))
+    return kind(f"{text} (gRPC {status.name} from {target})", grpc_status=status.name)
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _is_small(arrays: Arrays, like: Array | None) -> bool:
+    """Whether request and reply each fit one message; the reply is shaped like `like`."""
+    if like is None:
+        return _size(arrays) <= _framing.UNARY_BYTES
+    # If the leading axis is a batch, the certificate has an element for each of its systems.
+    elements = _framing.ELEMENT_BYTES * like.shape[0] if like.ndim > 1 else 0
+    return max(_size(arrays), like.nbytes, elements) <= _framing.UNARY_BYTES
+
+
+def _check_shape(answer: Array, like: Array) -> None:
+    if answer.shape != like.shape or answer.dtype != like.dtype:
+        raise MalformedError("the server's answer has another shape or type than the question: is it a v1 server?")

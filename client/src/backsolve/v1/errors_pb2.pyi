@@ -1,0 +1,64 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_CODE_UNSPECIFIED: _ClassVar[ErrorCode]
+    ERROR_CODE_INTERNAL: _ClassVar[ErrorCode]
+    ERROR_CODE_MALFORMED: _ClassVar[ErrorCode]
+    ERROR_CODE_INVALID_SHAPE: _ClassVar[ErrorCode]
+    ERROR_CODE_INVALID_DTYPE: _ClassVar[ErrorCode]
+    ERROR_CODE_INVALID_PATTERN: _ClassVar[ErrorCode]
+    ERROR_CODE_INVALID_OPTION: _ClassVar[ErrorCode]
+    ERROR_CODE_NONFINITE_INPUT: _ClassVar[ErrorCode]
+    ERROR_CODE_SINGULAR_MATRIX: _ClassVar[ErrorCode]
+    ERROR_CODE_NOT_POSITIVE_DEFINITE: _ClassVar[ErrorCode]
+    ERROR_CODE_NOT_SUPPORTED: _ClassVar[ErrorCode]
+    ERROR_CODE_UNSUPPORTED_MEDIA: _ClassVar[ErrorCode]
+    ERROR_CODE_NOT_ACCEPTABLE: _ClassVar[ErrorCode]
+    ERROR_CODE_NEED_MATRIX: _ClassVar[ErrorCode]
+    ERROR_CODE_NEED_VALUES: _ClassVar[ErrorCode]
+    ERROR_CODE_DIGEST_MISMATCH: _ClassVar[ErrorCode]
+    ERROR_CODE_PAYLOAD_TOO_LARGE: _ClassVar[ErrorCode]
+    ERROR_CODE_MEMORY_BUDGET: _ClassVar[ErrorCode]
+    ERROR_CODE_QUEUE_FULL: _ClassVar[ErrorCode]
+    ERROR_CODE_DRAINING: _ClassVar[ErrorCode]
+    ERROR_CODE_RATE_LIMITED: _ClassVar[ErrorCode]
+    ERROR_CODE_DEVICE_OUT_OF_MEMORY: _ClassVar[ErrorCode]
+    ERROR_CODE_DEADLINE: _ClassVar[ErrorCode]
+    ERROR_CODE_CANCELLED: _ClassVar[ErrorCode]
+    ERROR_CODE_UNAUTHENTICATED: _ClassVar[ErrorCode]
+    ERROR_CODE_PERMISSION_DENIED: _ClassVar[ErrorCode]
+    ERROR_CODE_UNREACHABLE: _ClassVar[ErrorCode]
+    ERROR_CODE_NOT_FOUND: _ClassVar[ErrorCode]
+ERROR_CODE_UNSPECIFIED: ErrorCode
+ERROR_CODE_INTERNAL: ErrorCode
+ERROR_CODE_MALFORMED: ErrorCode
+ERROR_CODE_INVALID_SHAPE: ErrorCode
+ERROR_CODE_INVALID_DTYPE: ErrorCode
+ERROR_CODE_INVALID_PATTERN: ErrorCode
+ERROR_CODE_INVALID_OPTION: ErrorCode
+ERROR_CODE_NONFINITE_INPUT: ErrorCode
+ERROR_CODE_SINGULAR_MATRIX: ErrorCode
+ERROR_CODE_NOT_POSITIVE_DEFINITE: ErrorCode
+ERROR_CODE_NOT_SUPPORTED: ErrorCode
+ERROR_CODE_UNSUPPORTED_MEDIA: ErrorCode
+ERROR_CODE_NOT_ACCEPTABLE: ErrorCode
+ERROR_CODE_NEED_MATRIX: ErrorCode
+ERROR_CODE_NEED_VALUES: ErrorCode
+ERROR_CODE_DIGEST_MISMATCH: ErrorCode
+ERROR_CODE_PAYLOAD_TOO_LARGE: ErrorCode
+ERROR_CODE_MEMORY_BUDGET: ErrorCode
+ERROR_CODE_QUEUE_FULL: ErrorCode
+ERROR_CODE_DRAINING: ErrorCode
+ERROR_CODE_RATE_LIMITED: ErrorCode
+ERROR_CODE_DEVICE_OUT_OF_MEMORY: ErrorCode
+ERROR_CODE_DEADLINE: ErrorCode
+ERROR_CODE_CANCELLED: ErrorCode
+ERROR_CODE_UNAUTHENTICATED: ErrorCode
+ERROR_CODE_PERMISSION_DENIED: ErrorCode
+ERROR_CODE_UNREACHABLE: ErrorCode
+ERROR_CODE_NOT_FOUND: ErrorCode

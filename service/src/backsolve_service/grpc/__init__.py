@@ -1,0 +1,1 @@
+"""gRPC over the data plane: a thin translator, no numerics."""

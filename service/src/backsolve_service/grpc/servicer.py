@@ -1,0 +1,178 @@
+"""The services `Solver` and `Matrices`: messages in, the data plane, messages out."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from backsolve import _framing, _protocol, _replies, _streams
+from backsolve._transports.base import SolveReply, VjpReply
+from backsolve.errors import PayloadTooLargeError
+from backsolve.v1 import solver_pb2 as solver
+
+from ..context import CallContext
+from .admission import Admission
+from .reading import check_readable
+from .stall import Watched
+
+if TYPE_CHECKING:
+    from ..dataplane.plane import DataPlane
+
+STALL_SECONDS = 60.0
+"""An upload of which nothing arrives for this long is given up."""
+
+Reply = TypeVar("Reply", SolveReply, VjpReply)
+Frames = Iterator[solver.Frame]
+
+
+def _check_unary(payload: int, stream: str) -> None:
+    """Refuse what is too much for one message.
+
+    Raises:
+        PayloadTooLargeError: the streaming twin takes it.
+    """
+    if payload > _framing.UNARY_BYTES:
+        raise PayloadTooLargeError(
+            f"one message would carry {payload} bytes each way, at most {_framing.UNARY_BYTES} fit: call {stream}",
+            limit=_framing.UNARY_BYTES,
+            size=payload,
+        )
+
+
+@final
+class SolverServicer:
+    """The methods of `backsolve.v1.Solver`, by the names gRPC calls them.
+
+    Args:
+        plane: what answers.
+        admission: checks of callers and endings of calls.
+    """
+
+    def __init__(self, plane: "DataPlane", admission: Admission) -> None:
+        self._plane = plane
+        self._admission = admission
+
+    def Solve(self, request: solver.SolveRequest, context: Any) -> Any:  # noqa: N802
+        """Solve."""
+        plane = self._plane
+        return self._unary(request, context, "SolveStream", _protocol.decode_solve, plane.solve, _replies.encode_solved)
+
+    def Vjp(self, request: solver.VjpRequest, context: Any) -> Any:  # noqa: N802
+        """One adjoint solve."""
+        plane = self._plane
+        return self._unary(request, context, "VjpStream", _protocol.decode_vjp, plane.vjp, _replies.encode_pulled)
+
+    def Jvp(self, request: solver.JvpRequest, context: Any) -> Any:  # noqa: N802
+        """One tangent solve."""
+        plane = self._plane
+        return self._unary(request, context, "JvpStream", _protocol.decode_jvp, plane.jvp, _replies.encode_pushed)
+
+    def SolveStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
+        """Solve, of any size."""
+        plane, kinds = self._plane, ("solve", "solved")
+        return self._stream(frames, context, kinds, _protocol.decode_solve, plane.solve, _replies.encode_solved)
+
+    def VjpStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
+        """One adjoint solve, of any size."""
+        plane, kinds = self._plane, ("vjp", "pulled")
+        return self._stream(frames, context, kinds, _protocol.decode_vjp, plane.vjp, _replies.encode_pulled)
+
+    def JvpStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
+        """One tangent solve, of any size."""
+        plane, kinds = self._plane, ("jvp", "pushed")
+        return self._stream(frames, context, kinds, _protocol.decode_jvp, plane.jvp, _replies.encode_pushed)
+
+    def GetServerInfo(self, request: solver.GetServerInfoRequest, context: Any) -> Any:  # noqa: N802
+        """Versions, limits and methods."""
+        with self._admission.admit(context):
+            check_readable(request)
+            return _replies.encode_info(self._plane.info())
+
+    def GetStats(self, request: solver.GetStatsRequest, context: Any) -> Any:  # noqa: N802
+        """Counters of the data plane."""
+        with self._admission.admit(context):
+            check_readable(request)
+            return solver.GetStatsResponse(counters=self._plane.stats())
+
+    def _unary(
+        self,
+        request: Any,
+        context: Any,
+        stream: str,
+        decode: Callable[[Any, _protocol.Given], Any],
+        answer: Callable[[Any, CallContext], Reply],
+        encode: Callable[[Reply], tuple[Any, _protocol.Arrays]],
+    ) -> Any:
+        """One call in one message each way; `stream` names its twin for what is larger."""
+        with self._admission.admit(context) as call:
+            check_readable(request)
+            _check_unary(_framing.payload_bytes(request), stream)
+            arrays = _framing.embedded(request, self._plane.limits.max_payload_bytes)
+            message, results = encode(answer(decode(request, arrays), call))
+            # Elements of a batch's certificate may outgrow the arrays.
+            _check_unary(max(_framing.payload_bytes(message), message.ByteSize()), stream)
+            _framing.embed(message, results)
+            return message
+
+    def _stream(
+        self,
+        frames: Frames,
+        context: Any,
+        kinds: tuple[str, str],
+        decode: Callable[[Any, _protocol.Given], Any],
+        answer: Callable[[Any, CallContext], Reply],
+        encode: Callable[[Reply, bool], tuple[Any, _protocol.Arrays]],
+    ) -> Frames:
+        """One call in chunks: header, `ready` or an error, chunks; then the reply the same way."""
+        asked, answered = kinds
+        with self._admission.admit(context) as call:
+            with Watched(frames, context, STALL_SECONDS) as watched:
+                header = _streams.expect(watched, asked)
+                ref = _protocol.decode_ref(header.matrix)
+                target = _framing.Assembler(header, self._plane.limits.max_payload_bytes)
+                self._plane.require(ref, call)
+                yield solver.Frame(ready=solver.Ready())
+                _streams.receive(watched, target)
+            reply = answer(decode(header, target.finish()), call)
+            message, results = encode(reply, False)
+            yield solver.Frame(**{answered: message})
+            yield from _streams.element_frames(_replies.encode_elements(reply.certificate.elements))
+            yield from _streams.chunk_frames(message, results)
+
+
+@final
+class MatricesServicer:
+    """The methods of `backsolve.v1.Matrices`, by the names gRPC calls them.
+
+    Args:
+        plane: what keeps the matrices.
+        admission: checks of callers and endings of calls.
+    """
+
+    def __init__(self, plane: "DataPlane", admission: Admission) -> None:
+        self._plane = plane
+        self._admission = admission
+
+    def Find(self, request: solver.FindRequest, context: Any) -> Any:  # noqa: N802
+        """How much of each matrix is held."""
+        with self._admission.admit(context) as call:
+            check_readable(request)
+            holdings = self._plane.find(_protocol.decode_refs(request.matrices), call)
+            return solver.FindResponse(holdings=[f"HOLDING_{holding.name}" for holding in holdings])
+
+    def Put(self, frames: Frames, context: Any) -> Any:  # noqa: N802
+        """Take a matrix, or the values of one whose pattern is held."""
+        with self._admission.admit(context) as call:
+            with Watched(frames, context, STALL_SECONDS) as watched:
+                header = _streams.expect(watched, "put")
+                ref = _protocol.decode_ref(header.matrix)
+                target = _framing.Assembler(header, self._plane.limits.max_payload_bytes)
+                held = self._plane.pattern(ref.pattern, call) if header.values_only else None
+                _streams.receive(watched, target)
+            put = _protocol.decode_put(header, target.finish(), held)
+            return solver.PutResponse(matrix=_protocol.encode_ref(self._plane.put(put, call)))
+
+    def Release(self, request: solver.ReleaseRequest, context: Any) -> Any:  # noqa: N802
+        """Take the hint that this caller needs a matrix no longer."""
+        with self._admission.admit(context) as call:
+            check_readable(request)
+            self._plane.release(_protocol.decode_ref(request.matrix), call)
+            return solver.ReleaseResponse()

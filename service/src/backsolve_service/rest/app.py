@@ -1,0 +1,159 @@
+"""The FastAPI application: routes over the handlers, and problem documents for everything that fails.
+
+The routes are plain ASGI endpoints: arrays never pass through a model, and a small solve does
+not pay for one. FastAPI carries routing, error handling and the OpenAPI document.
+"""
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any, final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from backsolve.errors import MalformedError, NotFoundError, UnauthenticatedError
+
+from . import operations
+from .exchange import Exchange, Receive, Reply, Scope, Send
+from .handlers import Handlers
+from .media import JSON
+from .openapi import document
+from .problems import PROBLEM_TYPE, make_problem, problem_of
+
+Handler = Callable[[Exchange], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+"""What an orchestrator asks without a token."""
+
+_UNKNOWN_DRAIN_BYTES = 16 << 20
+"""A caller without a valid token is not listened to for longer than this."""
+
+_EXCHANGE = "backsolve.exchange"
+
+
+@final
+class Endpoint:
+    """The handlers of one address as an ASGI application."""
+
+    def __init__(self, by_method: Mapping[str, Handler]) -> None:
+        # The router adds HEAD to whatever has GET; the server leaves the body out.
+        self._by_method = {"HEAD": by_method["GET"], **by_method} if "GET" in by_method else by_method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; failures go up to the gate."""
+        await self._by_method[scope["method"]](scope[_EXCHANGE])
+
+
+@final
+class Gate:
+    """Outermost layer: makes the exchange, asks for the token, and turns whatever fails into a problem.
+
+    Args:
+        app: the application behind it.
+        token: what callers must send as `Authorization: Bearer`; None lets everybody in.
+        drain_bytes: most bytes of a refused body that are read so that the caller sees the reply.
+    """
+
+    def __init__(self, app: App, token: str | None, drain_bytes: int) -> None:
+        self._app, self._drain_bytes = app, drain_bytes
+        self._expected = None if token is None else f"Bearer {token}".encode("latin-1")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        allowed = self._expected is None or scope["path"] in OPEN_PATHS or self._allows(scope)
+        exchange = Exchange(scope, receive, send, self._drain_bytes if allowed else _UNKNOWN_DRAIN_BYTES)
+        scope[_EXCHANGE] = exchange
+        try:
+            if not allowed:
+                raise UnauthenticatedError("the bearer token is missing or wrong: send Authorization: Bearer TOKEN")
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            await exchange.fail(error)
+
+    def _allows(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        # In constant time: how long a wrong token takes to be refused tells nothing about the right one.
+        return hmac.compare_digest(given, self._expected or b"")
+
+
+def create_app(handlers: Handlers, token: str | None, drain_bytes: int) -> FastAPI:
+    """The application.
+
+    Args:
+        handlers: the routes' code.
+        token: see `Gate`.
+        drain_bytes: see `Gate`.
+    """
+    openapi = document()
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        routes=[
+            Route(path, Endpoint(by_method), methods=[*by_method]) for path, by_method in _table(handlers, openapi)
+        ],
+        exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
+    )
+    app.openapi = lambda: openapi  # type: ignore[method-assign]
+    app.add_middleware(Gate, token=token, drain_bytes=drain_bytes)
+    return app
+
+
+def _table(handlers: Handlers, openapi: dict[str, Any]) -> list[tuple[str, dict[str, Handler]]]:
+    page = Reply(200, JSON, (json.dumps(openapi).encode(),))
+    return [
+        ("/v1/solve", {"POST": partial(handlers.compute, operations.SOLVE)}),
+        ("/v1/vjp", {"POST": partial(handlers.compute, operations.VJP)}),
+        ("/v1/jvp", {"POST": partial(handlers.compute, operations.JVP)}),
+        ("/v1/matrices", {"POST": handlers.upload}),
+        ("/v1/matrices/{ref}", {"PUT": handlers.put, "HEAD": handlers.head, "DELETE": handlers.delete}),
+        ("/v1/info", {"GET": handlers.info}),
+        ("/v1/stats", {"GET": handlers.stats}),
+        ("/livez", {"GET": handlers.live}),
+        ("/readyz", {"GET": handlers.ready}),
+        ("/v2/health/live", {"GET": handlers.live}),
+        ("/v2/health/ready", {"GET": handlers.ready}),
+        ("/metrics", {"GET": handlers.metrics}),
+        ("/openapi.json", {"GET": lambda exchange: exchange.reply(page)}),
+    ]
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router found no route (404), or none for the method (405)."""
+    exchange: Exchange = request.scope[_EXCHANGE]
+    await exchange.drain()
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = make_problem(
+            "NOT_SUPPORTED",
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            f"this address takes {allowed} only",
+            exchange.request_id,
+            {"allow": allowed},
+        )
+        return Response(problem.body, problem.status, {**problem.headers, "allow": allowed}, PROBLEM_TYPE)
+    return _response(NotFoundError("there is nothing at this address: GET /openapi.json lists what is"), exchange)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's own report would echo the input."""
+    exchange: Exchange = request.scope[_EXCHANGE]
+    await exchange.drain()
+    return _response(MalformedError("the request does not fit this address: see GET /openapi.json"), exchange)
+
+
+def _response(error: Exception, exchange: Exchange) -> Response:
+    problem = problem_of(error, exchange.request_id)
+    return Response(problem.body, problem.status, dict(problem.headers), PROBLEM_TYPE)

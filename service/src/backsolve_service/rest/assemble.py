@@ -1,0 +1,36 @@
+"""A canonical matrix out of the arrays that an upload holds."""
+
+from backsolve.canonical import canonicalise, from_compressed, native
+from backsolve.errors import InvalidPatternError, InvalidShapeError, PayloadTooLargeError
+from backsolve.matrix import Matrix
+from backsolve.pattern import square
+from backsolve.types import Array
+
+Shape = tuple[int, int]
+
+
+def dense(values: Array) -> Matrix:
+    """A dense matrix, or a batch of them."""
+    return canonicalise(values).matrix
+
+
+def compressed(values: Array, indices: Array, indptr: Array, shape: Shape) -> Matrix:
+    """A CSR matrix, canonical or not, or a batch of values on one pattern."""
+    n = square(shape)[0]
+    for array in (indices, indptr):
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise InvalidPatternError("indptr and indices must be vectors of integers")
+    if indptr.size != n + 1:
+        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {n} rows needs {n + 1}")
+    if values.ndim not in (1, 2) or values.shape[-1] != indices.size:
+        raise InvalidShapeError(f"values have shape {values.shape}, indices has {indices.size} entries")
+    entries = from_compressed(indptr, indices, shape)
+    return Matrix(entries.pattern, entries.gather(native(values, "A")))
+
+
+def check_size(nbytes: int, limit: int) -> None:
+    """Refuse a matrix that would take more than `limit` bytes in memory, before it is made."""
+    if nbytes > limit:
+        raise PayloadTooLargeError(
+            f"the matrix would take {nbytes} bytes, at most {limit} are accepted", limit=limit, size=nbytes
+        )

@@ -1,0 +1,211 @@
+"""One HTTP request and its reply, at the level of ASGI messages.
+
+Bodies are read into a single buffer sized from a checked Content-Length, and replies leave in
+slices of 1 MiB: the event loop only moves bytes, it never parses, hashes or joins bulk.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backsolve._wire import aligned
+from backsolve.errors import InvalidOptionError, MalformedError, PayloadTooLargeError
+
+from ..context import new_request_id
+from .problems import PROBLEM_TYPE, Problem, problem_of
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+SLICE = 1 << 20
+STALL_SECONDS = 60.0
+"""A body of which nothing arrives for this long is given up: its buffer is needed by others."""
+
+DRAIN_SECONDS = 30.0
+"""How long a refused body is read and thrown away, so that the sender gets to see the reply."""
+
+_JOIN_BYTES = 64 << 10
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back: the body is sent piece by piece, without joining bulk."""
+
+    status: int
+    media_type: str
+    pieces: tuple[bytes | memoryview, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+class Exchange:
+    """One request and its reply.
+
+    Args:
+        scope, receive, send: of ASGI.
+        drain_bytes: most bytes of a refused body that are read before the reply.
+
+    Attributes:
+        request_id: the caller's if it is harmless in a log line, else a new one.
+        headers: by lower-case name; repeated ones joined with commas.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, drain_bytes: int) -> None:
+        self.scope = scope
+        self.headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            self.headers[key] = f"{self.headers[key]},{text}" if key in self.headers else text
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if _SAFE_ID.fullmatch(given) else new_request_id()
+        self.started = False
+        self._receive, self._send = receive, send
+        self._drain_bytes = drain_bytes
+        # A caller that waits for "100 Continue" has sent nothing yet, and will not when it is refused.
+        self._waits = self.headers.get("expect", "").lower() == "100-continue"
+        self._unread = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """The next ASGI message."""
+        message = await self._receive()
+        self._waits = False
+        if not message.get("more_body"):
+            self._unread = False
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send an ASGI message; every reply carries the request id."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
+            if self._unread:
+                headers.append((b"connection", b"close"))  # what is still under way is not the next request
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    def length(self, limit: int) -> int:
+        """Size of the body that was announced.
+
+        Raises:
+            MalformedError: none was, or not a number.
+            PayloadTooLargeError: more than `limit`.
+        """
+        text = self.headers.get("content-length")
+        if text is None:
+            raise MalformedError(
+                "the request has no Content-Length: send the body in one piece, not chunked "
+                "(curl: --data-binary @file rather than -T -)"
+            )
+        if not (text.isascii() and text.isdigit()):
+            raise MalformedError("Content-Length is not a number")
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise MalformedError("compressed bodies are not read here: send it without Content-Encoding")
+        size = int(text)
+        if size > limit:
+            raise PayloadTooLargeError(
+                f"the body has {size} bytes, at most {limit} are accepted: send less at a time",
+                limit=limit,
+                size=size,
+            )
+        return size
+
+    async def read(self, size: int) -> NDArray[np.uint8]:
+        """The whole body, of `size` bytes, in one aligned buffer.
+
+        Raises:
+            MalformedError: it ended early, or stalled.
+        """
+        buffer = aligned(size)
+        view = buffer.data
+        position = 0
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(STALL_SECONDS) as patience:
+                while self._unread:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    chunk = message.get("body", b"")
+                    end = position + len(chunk)
+                    if end > size:
+                        raise MalformedError("the body is longer than its Content-Length")
+                    view[position:end] = chunk
+                    position = end
+                    patience.reschedule(loop.time() + STALL_SECONDS)
+        except TimeoutError:
+            raise MalformedError(f"no more of the body arrived for {STALL_SECONDS:g} s: send it again") from None
+        if position != size:
+            raise MalformedError(f"the body ended after {position} of {size} bytes: send it again")
+        return buffer
+
+    async def gone(self) -> None:
+        """Return when the caller has closed the connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def reply(self, reply: Reply) -> None:
+        """Send a whole reply."""
+        size = sum(len(piece) for piece in reply.pieces)
+        headers = [(b"content-length", b"%d" % size)] if reply.status != 204 else []
+        if reply.media_type:
+            headers.append((b"content-type", reply.media_type.encode()))
+        headers += [(name.encode(), value.encode()) for name, value in reply.headers.items()]
+        await self.send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        for piece in _slices(reply.pieces, size):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: Exception) -> None:
+        """Reply with the problem that an error is, after reading what the caller is still sending."""
+        await self.refuse(problem_of(error, self.request_id))
+
+    async def refuse(self, problem: Problem) -> None:
+        """Reply with a problem; too late once a reply has begun, then the connection is dropped."""
+        if self.started:
+            raise ConnectionAbortedError("a reply broke off")
+        await self.drain()
+        await self.reply(Reply(problem.status, PROBLEM_TYPE, (problem.body,), problem.headers))
+
+    async def drain(self) -> None:
+        """Read the rest of a refused body, within bounds: a sender cut off in mid-body sees a broken pipe, not why."""
+        if self._waits:
+            return
+        left = self._drain_bytes
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._unread and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return
+
+
+def _slices(pieces: Iterable[bytes | memoryview], size: int) -> Iterable[bytes | memoryview]:
+    if size <= _JOIN_BYTES:
+        yield b"".join(pieces)
+        return
+    for piece in pieces:
+        for start in range(0, len(piece), SLICE):
+            yield piece[start : start + SLICE]
+
+
+def query_choice(exchange: Exchange, name: str, choices: tuple[str, ...]) -> str:
+    """The value of the only query parameter that a route has; the first choice when it is absent.
+
+    Raises:
+        InvalidOptionError: another parameter, or another value.
+    """
+    text: str = exchange.scope.get("query_string", b"").decode("latin-1")
+    if not text:
+        return choices[0]
+    key, _, value = text.partition("=")
+    if key != name or value not in choices:
+        raise InvalidOptionError(f"the query may only be {name}= one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,217 @@
+"""The routes: each checks headers, reads its body, hands the work to a thread, and sends what comes back."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backsolve._documents import info_to_json, ref_from_key
+from backsolve._messages import read_put
+from backsolve._transports.base import PutCall
+from backsolve._wire import MEDIA_TYPE, decode
+from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
+from backsolve.matrix import Matrix
+from backsolve.types import Array, Holding, MatrixRef
+
+from ..context import CallContext
+from . import uploads
+from .exchange import Exchange, Reply, query_choice
+from .media import JSON, reply_type, request_type, timeout_seconds
+from .operations import Job, Request
+
+if TYPE_CHECKING:
+    from ..dataplane.plane import DataPlane
+
+T = TypeVar("T")
+
+ASK_FIRST_BYTES = 1 << 20
+"""Before a larger body is read, it is made sure that its matrix is held here."""
+
+WATCH_AFTER_SECONDS = 0.05
+"""A call that takes longer is cancelled when its caller goes away; shorter ones are not worth the watching."""
+
+BODIES_IN_MEMORY = 4
+"""Bodies being read or worked on may together be this many times the largest one."""
+
+_WHOLE_BODY = 0.9
+_HELD = (Holding.VALUES, Holding.FACTOR)
+
+
+@final
+class Handlers:
+    """The routes over one data plane.
+
+    Args:
+        plane: what answers.
+        pool: threads for everything that is not moving bytes; more of them than calls may
+            queue, so that a full queue is told and not waited for.
+        metrics_text: the page for Prometheus and its media type.
+    """
+
+    def __init__(self, plane: "DataPlane", pool: Executor, metrics_text: Callable[[], tuple[bytes, str]]) -> None:
+        self._plane, self._pool, self._metrics_text = plane, pool, metrics_text
+        self._bytes = 0
+        self.draining = False
+
+    async def compute(self, job: Job, exchange: Exchange) -> None:
+        """POST /v1/solve, /v1/vjp, /v1/jvp."""
+        self._check_open()
+        source = request_type(exchange, (MEDIA_TYPE, JSON))
+        target = reply_type(exchange, (MEDIA_TYPE, JSON) if source == MEDIA_TYPE else (JSON, MEDIA_TYPE))
+        strict = query_choice(exchange, "on_failure", ("return", "raise")) == "raise"
+        context = self._context(exchange)
+        size = exchange.length(self._plane.limits.max_payload_bytes)
+        named = exchange.headers.get("backsolve-matrix")
+        ref = None if named is None else ref_from_key(named)
+        with self._room(size):
+            if ref is not None and size > ASK_FIRST_BYTES:
+                await self._run(self._plane.require, ref, context)
+            body = await exchange.read(size)
+            request = Request(body, source, target, strict, context)
+            reply = await self._watched(exchange, context, partial(job, self._plane, request))
+            await exchange.reply(reply)
+
+    async def upload(self, exchange: Exchange) -> None:
+        """POST /v1/matrices."""
+        self._check_open()
+        source = request_type(exchange, tuple(uploads.READERS))
+        reply_type(exchange, (JSON,))
+        context = self._context(exchange)
+        size = exchange.length(self._plane.limits.max_payload_bytes)
+        with self._room(size):
+            body = await exchange.read(size)
+            reply = await self._watched(exchange, context, partial(self._accept, source, body, context))
+        await exchange.reply(reply)
+
+    def _accept(self, source: str, body: NDArray[np.uint8], context: CallContext) -> Reply:
+        matrix = uploads.read_matrix(source, body, self._plane.limits.max_payload_bytes)
+        held = self._holding(matrix.ref, context) in _HELD
+        matrix = Matrix(matrix.pattern, _own(matrix.values, body))
+        ref = self._plane.put(PutCall(matrix.ref, matrix), context)
+        return _accepted(ref, matrix, held)
+
+    async def put(self, exchange: Exchange) -> None:
+        """PUT /v1/matrices/{ref}."""
+        self._check_open()
+        ref = _path_ref(exchange)
+        request_type(exchange, (MEDIA_TYPE,))
+        reply_type(exchange, (JSON,))
+        context = self._context(exchange)
+        size = exchange.length(self._plane.limits.max_payload_bytes)
+        with self._room(size):
+            body = await exchange.read(size)
+            reply = await self._watched(exchange, context, partial(self._store, ref, body, context))
+        await exchange.reply(reply)
+
+    def _store(self, ref: MatrixRef, body: NDArray[np.uint8], context: CallContext) -> Reply:
+        pattern, values = read_put(decode(body))
+        values_only = pattern is None
+        matrix = Matrix(pattern or self._plane.pattern(ref.pattern, context), _own(values, body))
+        held = self._holding(ref, context) in _HELD
+        stored = self._plane.put(PutCall(ref, matrix, values_only), context)
+        if stored != ref:
+            raise DigestMismatchError("the matrix received does not have the digests of its address: send it again")
+        return _accepted(stored, matrix, held)
+
+    async def head(self, exchange: Exchange) -> None:
+        """HEAD /v1/matrices/{ref}."""
+        context = self._context(exchange)
+        holding = await self._run(self._holding, _path_ref(exchange), context)
+        status = 200 if holding in _HELD else 404
+        await exchange.reply(Reply(status, "", (), {"backsolve-holding": holding.name.lower()}))
+
+    async def delete(self, exchange: Exchange) -> None:
+        """DELETE /v1/matrices/{ref}."""
+        await self._run(self._plane.release, _path_ref(exchange), self._context(exchange))
+        await exchange.reply(Reply(204, ""))
+
+    async def info(self, exchange: Exchange) -> None:
+        """GET /v1/info."""
+        reply_type(exchange, (JSON,))
+        info = await self._run(self._plane.info)
+        await exchange.reply(_json(info_to_json(info)))
+
+    async def stats(self, exchange: Exchange) -> None:
+        """GET /v1/stats."""
+        reply_type(exchange, (JSON,))
+        await exchange.reply(_json(dict(await self._run(self._plane.stats))))
+
+    async def metrics(self, exchange: Exchange) -> None:
+        """GET /metrics."""
+        page, media_type = await self._run(self._metrics_text)
+        await exchange.reply(Reply(200, media_type, (page,)))
+
+    async def live(self, exchange: Exchange) -> None:
+        """GET /livez, /v2/health/live: the event loop turns; nothing else is asked."""
+        await exchange.reply(_json({"live": True}))
+
+    async def ready(self, exchange: Exchange) -> None:
+        """GET /readyz, /v2/health/ready: a flag is read; nothing else is asked."""
+        ready = self._plane.ready and not self.draining
+        await exchange.reply(_json({"ready": ready}, 200 if ready else 503))
+
+    def _holding(self, ref: MatrixRef, context: CallContext) -> Holding:
+        return self._plane.find([ref], context)[0]
+
+    def _context(self, exchange: Exchange) -> CallContext:
+        return CallContext.within(timeout_seconds(exchange), "rest", exchange.request_id)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise DrainingError(
+                "the server is shutting down: ask again, another one or its successor will answer", retry_after=1
+            )
+
+    @contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Account for a body as long as it is in memory; only the event loop's thread comes here."""
+        most = BODIES_IN_MEMORY * self._plane.limits.max_payload_bytes
+        if self._bytes + size > most:
+            raise QueueFullError("other bodies fill the memory set aside for them: try again", retry_after=1)
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+
+    async def _watched(self, exchange: Exchange, context: CallContext, work: Callable[[], T]) -> T:
+        """Run work on a thread; cancel its context if the caller goes away meanwhile."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._pool, work)
+        await asyncio.wait((future,), timeout=WATCH_AFTER_SECONDS)
+        if not future.done():
+            gone = asyncio.ensure_future(exchange.gone())
+            await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                # On another thread: whoever listens to the cancellation may take a lock.
+                await loop.run_in_executor(None, context.cancel)
+            gone.cancel()
+        return await future
+
+
+def _path_ref(exchange: Exchange) -> MatrixRef:
+    return ref_from_key(exchange.scope["path_params"]["ref"])
+
+
+def _own(values: Array, body: NDArray[np.uint8]) -> Array:
+    """The values, without keeping a much larger body alive for as long as they are cached."""
+    return values if values.nbytes >= _WHOLE_BODY * body.size else values.copy()
+
+
+def _accepted(ref: MatrixRef, matrix: Matrix, held: bool) -> Reply:
+    document = {"pattern": ref.pattern.hex(), "values": ref.values.hex(), "ref": ref.key, **uploads.describe(matrix)}
+    reply = _json(document, 200 if held else 201)
+    return Reply(reply.status, reply.media_type, reply.pieces, {"location": f"/v1/matrices/{ref.key}"})
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Reply:
+    return Reply(status, JSON, (json.dumps(document).encode(),))

@@ -1,0 +1,132 @@
+"""What each computing route does with a body: read it as a call, run the call, write the reply.
+
+Everything here runs on a worker thread; nothing runs on the event loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backsolve._documents import certificate_to_json
+from backsolve._messages import (
+    read_jvp,
+    read_solve,
+    read_vjp,
+    solve_reply_body,
+    vjp_reply_body,
+)
+from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
+from backsolve._wire import MEDIA_TYPE, Body, Message, decode
+from backsolve.errors import NeedMatrixError, NeedValuesError, PayloadTooLargeError
+from backsolve.types import MatrixRef, Status
+
+from ..context import CallContext
+from . import people
+from .exchange import Reply
+from .media import JSON
+from .problems import PROBLEM_TYPE, make_problem
+
+if TYPE_CHECKING:
+    from ..dataplane.plane import DataPlane
+
+Call = TypeVar("Call", SolveCall, VjpCall, JvpCall)
+Answer = TypeVar("Answer", SolveReply, VjpReply)
+
+Job = Callable[["DataPlane", "Request"], Reply]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A body and what its headers say about it.
+
+    Attributes:
+        body: all of it.
+        source: its media type.
+        target: the media type of the reply.
+        strict: whether a solve whose status is not OK is to be an error.
+        context: the circumstances of the call.
+    """
+
+    body: NDArray[np.uint8]
+    source: str
+    target: str
+    strict: bool
+    context: CallContext
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Call, Answer]):
+    """One computing route: how its two kinds of bodies are read and written, and what runs between."""
+
+    read_bulk: Callable[[Message], Call]
+    read_json: Callable[[NDArray[np.uint8]], tuple[Call, PutCall | None]]
+    run: Callable[["DataPlane", Call, CallContext], Answer]
+    write_bulk: Callable[[Answer], Body]
+    write_json: Callable[[Answer, MatrixRef], bytes]
+
+    def __call__(self, plane: "DataPlane", request: Request) -> Reply:
+        """Read, run, write."""
+        if request.source == JSON:
+            if request.body.size > people.MAX_BYTES:
+                raise PayloadTooLargeError(
+                    f"a JSON body has at most {people.MAX_BYTES} bytes: send {MEDIA_TYPE}",
+                    limit=people.MAX_BYTES,
+                    size=request.body.size,
+                )
+            call, put = self.read_json(request.body)
+        else:
+            call, put = self.read_bulk(decode(request.body)), None
+        answer = self._answer(plane, call, put, request.context)
+        status = answer.certificate.status
+        if request.strict and status is not Status.OK:
+            return _refusal(status, answer, request.context.request_id)
+        if request.target == JSON:
+            return Reply(200, JSON, (self.write_json(answer, call.ref),))
+        return Reply(200, MEDIA_TYPE, self.write_bulk(answer).parts)
+
+    def _answer(self, plane: "DataPlane", call: Call, put: PutCall | None, context: CallContext) -> Answer:
+        """Run a call, with the upload of a matrix that was written out before it."""
+        if put is None:
+            return self.run(plane, call, context)
+        plane.put(put, context)
+        try:
+            return self.run(plane, call, context)
+        except (NeedMatrixError, NeedValuesError):
+            # Evicted between the two; the caller has sent it and need not know.
+            plane.put(put, context)
+            return self.run(plane, call, context)
+
+
+def _refusal(status: Status, answer: SolveReply | VjpReply, request_id: str) -> Reply:
+    """A solve that ran and is not good enough for a caller who asked for `on_failure=raise`."""
+    certificate = certificate_to_json(answer.certificate)
+    problem = make_problem(status.name, 422, status.advice, request_id, certificate=certificate)
+    return Reply(problem.status, PROBLEM_TYPE, (problem.body,), problem.headers)
+
+
+SOLVE = Operation(
+    read_solve,
+    people.read_solve,
+    lambda plane, call, context: plane.solve(call, context),
+    solve_reply_body,
+    people.write_solve,
+)
+VJP = Operation(
+    read_vjp,
+    people.read_vjp,
+    lambda plane, call, context: plane.vjp(call, context),
+    vjp_reply_body,
+    people.write_vjp,
+)
+JVP = Operation(
+    read_jvp,
+    people.read_jvp,
+    lambda plane, call, context: plane.jvp(call, context),
+    solve_reply_body,
+    people.write_solve,
+)

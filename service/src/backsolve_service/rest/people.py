@@ -1,0 +1,187 @@
+"""Calls in JSON, for people with curl: lists of numbers, complex ones as `[re, im]` pairs.
+
+Meant for n up to about 1e4: parsing holds the interpreter, so bodies are bounded far below the bulk limit.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backsolve._documents import certificate_to_json, check_keys, options_from_json, ref_from_key
+from backsolve._messages import read_shape, read_want
+from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
+from backsolve._wire import parse_json
+from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NotAcceptableError
+from backsolve.matrix import Matrix
+from backsolve.types import DTYPES, Array, MatrixRef
+
+from .assemble import compressed, dense
+
+MAX_BYTES = 8 << 20
+"""Largest JSON body: parsing it holds the interpreter for about 0.1 s."""
+
+MAX_NUMBERS = 1 << 18
+"""Most numbers that a JSON reply lists, for the same reason."""
+
+_DTYPE_NAMES = tuple(dtype.name for dtype in DTYPES)
+_MATRIX_KEYS = ("values", "shape", "indptr", "indices", "dtype")
+
+
+def parse_object(body: NDArray[np.uint8], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with only these keys.
+
+    Raises:
+        MalformedError: not a JSON object.
+        InvalidOptionError: another key; the nearest is named.
+    """
+    document = parse_json(body.tobytes(), "the body")
+    if not isinstance(document, dict):
+        raise MalformedError("the body must be a JSON object")
+    check_keys(document, keys, "the body")
+    return document
+
+
+def read_dtype(document: Mapping[str, Any], default: str = "float64") -> "np.dtype[Any]":
+    """The element type that "dtype" names.
+
+    Raises:
+        InvalidDtypeError: no such type.
+    """
+    name = document.get("dtype", default)
+    if name not in _DTYPE_NAMES:
+        raise InvalidDtypeError(f'"dtype" must be one of {", ".join(_DTYPE_NAMES)}')
+    return np.dtype(str(name))
+
+
+def numbers(value: Any, dtype: "np.dtype[Any]", what: str) -> Array:
+    """Nested lists of numbers as an array.
+
+    Raises:
+        MalformedError: absent.
+        InvalidShapeError: rows of unequal length.
+        InvalidDtypeError: something in them is not a number.
+    """
+    if not isinstance(value, list):
+        raise MalformedError(f'"{what}" must be a list of numbers')
+    try:
+        array = np.array(value)
+    except ValueError:
+        raise InvalidShapeError(f'"{what}" has rows of unequal length') from None
+    if array.size == 0:
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "iuf":
+        cure = " (complex numbers are [re, im] pairs)" if dtype.kind == "c" else ""
+        raise InvalidDtypeError(f'"{what}" holds something that is not a number{cure}')
+    if dtype.kind != "c":
+        return array.astype(dtype)
+    if array.ndim == 0 or array.shape[-1] != 2:
+        raise InvalidShapeError(f'"{what}" is complex: each number must be a pair [re, im]')
+    pairs = np.ascontiguousarray(array, dtype=np.float64)
+    return pairs.view(np.complex128)[..., 0].astype(dtype)
+
+
+def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
+    """A matrix written out: `{"values": [[…]]}`, or `{"shape", "indptr", "indices", "values"}`.
+
+    Raises:
+        MalformedError, InvalidShapeError, InvalidDtypeError, InvalidPatternError, InvalidOptionError: as each fault is.
+    """
+    if not isinstance(document, dict):
+        raise MalformedError('"matrix" must be an object with "values", or with "ref"')
+    check_keys(document, _MATRIX_KEYS, '"matrix"')
+    values = numbers(document.get("values"), read_dtype(document, default_dtype), "values")
+    if "indptr" not in document and "indices" not in document:
+        if "shape" in document and read_shape(document["shape"]) != values.shape[-2:]:
+            raise InvalidShapeError('"shape" is not that of "values"; a sparse matrix needs "indptr" and "indices" too')
+        return dense(values)
+    indptr, indices = (_integers(document.get(name), name) for name in ("indptr", "indices"))
+    return compressed(values, indices, indptr, read_shape(document.get("shape")))
+
+
+def _integers(value: Any, what: str) -> Array:
+    if not isinstance(value, list) or not all(type(item) is int and abs(item) < 1 << 62 for item in value):
+        raise MalformedError(f'"{what}" must be a list of integers')
+    return np.array(value, dtype=np.int64)
+
+
+def _matrix_or_ref(document: Mapping[str, Any]) -> Matrix | MatrixRef:
+    given = document.get("matrix")
+    if isinstance(given, dict) and "ref" in given:
+        check_keys(given, ("ref",), '"matrix" by reference')
+        return ref_from_key(given["ref"])
+    return read_matrix(given, document.get("dtype", "float64"))
+
+
+def _optional(document: Mapping[str, Any], name: str, dtype: "np.dtype[Any]") -> Array | None:
+    return None if document.get(name) is None else numbers(document[name], dtype, name)
+
+
+def _start(body: NDArray[np.uint8], keys: tuple[str, ...]) -> tuple[dict[str, Any], "np.dtype[Any]", PutCall | None]:
+    document = parse_object(body, ("matrix", "dtype", "options", *keys))
+    dtype = read_dtype(document)
+    target = _matrix_or_ref(document)
+    put = PutCall(target.ref, target) if isinstance(target, Matrix) else None
+    document["ref"] = target.ref if isinstance(target, Matrix) else target
+    return document, dtype, put
+
+
+def read_solve(body: NDArray[np.uint8]) -> tuple[SolveCall, PutCall | None]:
+    """A solve in JSON, and the upload that goes before it when the matrix is written out."""
+    document, dtype, put = _start(body, ("b", "x0"))
+    options = options_from_json(document.get("options"))
+    b = numbers(document.get("b"), dtype, "b")
+    return SolveCall(document["ref"], options, b, _optional(document, "x0", dtype)), put
+
+
+def read_vjp(body: NDArray[np.uint8]) -> tuple[VjpCall, PutCall | None]:
+    """A vjp in JSON."""
+    document, dtype, put = _start(body, ("cotangent", "want", "x"))
+    options = options_from_json(document.get("options"))
+    cotangent, want = numbers(document.get("cotangent"), dtype, "cotangent"), read_want(document.get("want"))
+    return VjpCall(document["ref"], options, cotangent, want, _optional(document, "x", dtype)), put
+
+
+def read_jvp(body: NDArray[np.uint8]) -> tuple[JvpCall, PutCall | None]:
+    """A jvp in JSON."""
+    names = ("x", "b_tangent", "values_tangent")
+    document, dtype, put = _start(body, names)
+    options = options_from_json(document.get("options"))
+    return JvpCall(document["ref"], options, *(_optional(document, name, dtype) for name in names)), put
+
+
+def write_solve(reply: SolveReply, ref: MatrixRef) -> bytes:
+    """The reply to a solve or a jvp."""
+    certificate = certificate_to_json(reply.certificate)
+    return _dump({"x": lists(reply.x), "dtype": reply.x.dtype.name, "certificate": certificate, "ref": ref.key})
+
+
+def write_vjp(reply: VjpReply, ref: MatrixRef) -> bytes:
+    """The reply to a vjp; what was not wanted is null."""
+    b, values = (None if array is None else lists(array) for array in (reply.b, reply.values))
+    return _dump({"b": b, "values": values, "certificate": certificate_to_json(reply.certificate), "ref": ref.key})
+
+
+def lists(array: Array) -> Any:
+    """An array as nested lists; NaN and infinity, which JSON does not have, as null.
+
+    Raises:
+        NotAcceptableError: too many numbers.
+    """
+    if array.size > MAX_NUMBERS:
+        raise NotAcceptableError(
+            f"the answer has more than {MAX_NUMBERS} numbers, too many for JSON: send Accept: application/x-safetensors"
+        )
+    if array.dtype.kind == "c":
+        array = np.stack([array.real, array.imag], axis=-1)
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = array.astype(object)
+        array[~finite] = None
+    return array.tolist()
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False).encode()
