@@ -106,7 +106,7 @@ def test_32_threads_that_miss_the_same_factor_cause_one_factorization(cache, ent
 
 def test_the_first_callers_deadline_kills_nothing(cache, entry, works):
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache.get_factor, entry, SUPERLU, works.start, caller(0.2))
+        first = pool.submit(cache.get_factor, entry, SUPERLU, works.start, caller(1.0))
         until(lambda: works.begun == 1)
         second = pool.submit(cache.get_factor, entry, SUPERLU, works.start, caller())
         with pytest.raises(DeadlineError):

@@ -95,16 +95,22 @@ def test_a_cancelled_caller_leaves_at_once_and_frees_its_place(scheduler):
 
 
 def test_a_running_job_finishes_after_its_caller_left(scheduler):
-    gate, done = threading.Event(), threading.Event()
+    begun, gate, done, context = threading.Event(), threading.Event(), threading.Event(), caller()
 
     def job():
+        begun.set()
         gate.wait(PATIENCE)
         done.set()
 
-    with pytest.raises(DeadlineError):
-        scheduler.run(job, caller(0.05))
-    gate.set()
-    assert done.wait(PATIENCE)
+    with ThreadPoolExecutor() as pool:
+        left = pool.submit(scheduler.run, job, context)
+        assert begun.wait(PATIENCE)
+        context.cancel()
+        with pytest.raises(CancelledError):
+            left.result(PATIENCE)
+        assert not done.is_set()
+        gate.set()
+        assert done.wait(PATIENCE)
 
 
 def test_the_queue_is_bounded_by_count_and_those_in_it_are_served_in_order(scheduler):
@@ -225,26 +231,32 @@ def test_a_factor_lives_on_its_worker_and_dies_there(scheduler):
         scheduler.solve(build.value, np.ones((op.n, 1)), "N", Controls(), caller())
 
 
-def test_a_factor_whose_caller_left_is_kept_for_the_cache_or_freed(scheduler):
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_factor_whose_caller_left_is_kept_for_the_cache_or_freed(scheduler, keep):
     op = operand(convection(8))
-    for keep in (True, False):
-        gate, kept, dead = threading.Event(), [], []
+    begun, gate, context = threading.Event(), threading.Event(), caller()
+    kept, dead = [], []
 
-        def job(gate=gate, dead=dead):
-            gate.wait(PATIENCE)
-            factor = factorize(op)
-            weakref.finalize(factor, dead.append, True)
-            return factor
+    def job():
+        begun.set()
+        gate.wait(PATIENCE)
+        factor = factorize(op)
+        weakref.finalize(factor, dead.append, True)
+        return factor
 
-        with pytest.raises(DeadlineError):
-            scheduler.build(SUPERLU, job, caller(0.05), keep=kept.append if keep else None)
+    with ThreadPoolExecutor() as pool:
+        left = pool.submit(scheduler.build, SUPERLU, job, context, keep=kept.append if keep else None)
+        assert begun.wait(PATIENCE)
+        context.cancel()
+        with pytest.raises(CancelledError):
+            left.result(PATIENCE)
         gate.set()
-        if keep:
-            until(lambda kept=kept: bool(kept))
-            answer = scheduler.solve(kept[0], np.ones((op.n, 1)), "N", Controls(), caller()).answer
-            np.testing.assert_allclose(op.product(0, answer.x, "N"), 1.0, rtol=1e-12)
-            scheduler.free(kept[0])
-        until(lambda dead=dead: bool(dead))
+    if keep:
+        until(lambda: bool(kept))
+        answer = scheduler.solve(kept[0], np.ones((op.n, 1)), "N", Controls(), caller()).answer
+        np.testing.assert_allclose(op.product(0, answer.x, "N"), 1.0, rtol=1e-12)
+        scheduler.free(kept[0])
+    until(lambda: bool(dead))
 
 
 def test_a_failed_build_lets_go_of_what_it_had_begun(scheduler):

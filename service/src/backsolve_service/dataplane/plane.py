@@ -29,6 +29,7 @@ from backsolve.types import (
 from .. import __version__
 from ..cache.store import FactorCache
 from ..context import CallContext
+from ..engine.device import CPU, memory
 from ..engine.registry import methods, preconditioners
 from ..observer import OK, Observer, Reading, Silent
 from ..scheduling.scheduler import Scheduler
@@ -262,8 +263,13 @@ class DataPlane:
         observer.bind("cache_bytes", self._tiers)
         observer.bind("cache_entries", lambda: {(level,): float(n) for level, n in self._cache.entries().items()})
 
+        if self.config.device != CPU:
+            observer.bind(
+                "device_memory_bytes", lambda: {(k,): float(n) for k, n in memory(self.config.device).items()}
+            )
+
     def _tiers(self) -> Reading:
-        tier = "host" if self.config.device == "cpu" else "device"
+        tier = "host" if self.config.device == CPU else "device"
         return {(level, tier if level == "factor" else "host"): float(n) for level, n in self._cache.bytes().items()}
 
 

@@ -1,5 +1,7 @@
 """Where a method computes."""
 
+from collections.abc import Mapping
+
 from backsolve.errors import NotSupportedError
 
 CPU = "cpu"
@@ -23,3 +25,13 @@ def check_device(device: str) -> None:
         raise NotSupportedError(
             f"device {device!r} is not available: torch sees {count} CUDA devices; use device 'cpu'", device=device
         )
+
+
+def memory(device: str) -> Mapping[str, int]:
+    """Bytes of an accelerator's memory, "used" and "total"; empty for the CPU."""
+    if device == CPU:
+        return {}
+    import torch  # noqa: PLC0415  (as above)
+
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return {"used": total - free, "total": total}

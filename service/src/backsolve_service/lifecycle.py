@@ -1,0 +1,216 @@
+"""From settings to a service that answers, and back down without losing a call.
+
+Up: data plane, self-test, both transports, and only then ready. Down: not ready at once, new calls
+are sent elsewhere, running ones end, then everything closes. Signals are `main`'s business.
+"""
+
+import errno
+import logging
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import final
+
+from prometheus_client import ProcessCollector, disable_created_metrics
+
+from . import selftest
+from .dataplane.plane import DataPlane, PlaneConfig
+from .grpc.server import GrpcConfig, GrpcServer
+from .logs import AccessLog
+from .metrics import Metrics
+from .rest.server import RestConfig, RestServer
+from .settings import Settings
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.02
+CLOSE_SECONDS = 3.0
+"""Time to close with nothing running; streams that only watch the service's health hold gRPC that long."""
+
+_SPARE_THREADS = 64
+"""Handlers beyond those that may wait in the queue, so that a full queue is told at once."""
+
+
+class StartError(Exception):
+    """The service cannot start; the text says what to change."""
+
+
+@final
+class Service:
+    """One replica: a data plane and the two ways in.
+
+    Args:
+        settings: everything that can be set.
+
+    Raises:
+        StartError: a port is taken, a TLS file cannot be used, or a method answers wrongly on
+            this machine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        http_port, grpc_port = _claim(settings.host, settings.http_port, settings.grpc_port)
+        _check_tls(settings)
+        config = _plane_config(settings, http_port, grpc_port)
+        _self_test(config)
+        # The creation time of every series would double the page.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        metrics = Metrics()
+        ProcessCollector(registry=metrics.registry)
+        self._plane = DataPlane(config, AccessLog(metrics))
+        self._grpc = GrpcServer(self._plane, _grpc_config(settings, grpc_port))
+        self._rest = RestServer(self._plane, _rest_config(settings, http_port), metrics.text)
+
+    def start(self) -> None:
+        """Answer on both ports; each says ready when it is.
+
+        Raises:
+            StartError: somebody took a port in the meantime.
+        """
+        try:
+            self._grpc.start()
+            self._rest.start()
+        except (OSError, RuntimeError) as err:
+            raise StartError(str(err)) from err
+
+    def addresses(self) -> dict[str, str | int]:
+        """Where it listens."""
+        return {"host": self._settings.host, "http_port": self._rest.port, "grpc_port": self._grpc.port}
+
+    def stop(self) -> int:
+        """Answer what runs, refuse what comes, and close.
+
+        Returns:
+            Calls that were still running when the time was over.
+        """
+        deadline = time.monotonic() + self._settings.drain_seconds
+        self._plane.drain()
+        self._rest.drain()
+        self._grpc.drain()
+        while self._plane.inflight and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        abandoned = self._plane.inflight
+        if abandoned:
+            self._grpc.stop()
+            self._rest.stop(0.0)
+            return abandoned
+        # What has been computed may still be on its way out.
+        self._grpc.stop(CLOSE_SECONDS)
+        self._rest.stop(max(CLOSE_SECONDS, deadline - time.monotonic()))
+        self._plane.close(CLOSE_SECONDS)
+        return 0
+
+
+def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneConfig:
+    return PlaneConfig(
+        device=settings.device,
+        workers=settings.workers,
+        cache_bytes=settings.cache_bytes,
+        max_payload_bytes=settings.max_payload_bytes,
+        queue_depth=settings.queue_depth,
+        queue_bytes=settings.queue_bytes,
+        instance=settings.instance,
+        http_port=http_port,
+        grpc_port=grpc_port,
+    )
+
+
+def _grpc_config(settings: Settings, port: int) -> GrpcConfig:
+    return GrpcConfig(
+        host=settings.host,
+        port=port,
+        queue_depth=settings.queue_depth,
+        token=_secret(settings),
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        tls_client_ca=settings.tls_client_ca,
+    )
+
+
+def _rest_config(settings: Settings, port: int) -> RestConfig:
+    return RestConfig(
+        host=settings.host,
+        port=port,
+        token=_secret(settings),
+        tls_cert=_text(settings.tls_cert),
+        tls_key=_text(settings.tls_key),
+        tls_client_ca=_text(settings.tls_client_ca),
+        max_threads=settings.queue_depth + _SPARE_THREADS,
+    )
+
+
+def _secret(settings: Settings) -> str | None:
+    return None if settings.token is None else settings.token.get_secret_value()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _check_tls(settings: Settings) -> None:
+    """Read the TLS files once, so that what is wrong with them is told by their names.
+
+    Raises:
+        StartError: one is no PEM file, or the key is not the certificate's.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    names = "BACKSOLVE_TLS_CERT and BACKSOLVE_TLS_KEY"
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: b"")  # never ask a terminal
+        if settings.tls_client_ca is not None:
+            names = "BACKSOLVE_TLS_CLIENT_CA"
+            context.load_verify_locations(settings.tls_client_ca)
+    except OSError as err:
+        raise StartError(f"{names} cannot be used: {err.strerror or err}; give PEM files that belong together") from err
+
+
+def _claim(host: str, http_port: int, grpc_port: int) -> tuple[int, int]:
+    """See that both ports can be listened on, before the slow part of starting; 0 becomes a free port.
+
+    Raises:
+        StartError: a port is taken, or the host is not this machine's.
+    """
+    if http_port == grpc_port != 0:
+        raise StartError("BACKSOLVE_HTTP_PORT and BACKSOLVE_GRPC_PORT are the same: choose two")
+    claimed: list[socket.socket] = []
+    try:
+        for variable, port in (("BACKSOLVE_HTTP_PORT", http_port), ("BACKSOLVE_GRPC_PORT", grpc_port)):
+            try:
+                claimed.append(_listen(host, port))
+            except OSError as err:
+                cure = "choose another" if err.errno == errno.EADDRINUSE else "see BACKSOLVE_HOST and"
+                raise StartError(f"cannot listen on {host} port {port}: {err.strerror}; {cure} {variable}") from err
+        http, grpc = (int(taken.getsockname()[1]) for taken in claimed)
+        return http, grpc
+    finally:
+        for taken in claimed:
+            taken.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _self_test(config: PlaneConfig) -> None:
+    """Test the methods on a plane of their own: what is counted and cached there is nobody's."""
+    started = time.perf_counter()
+    plane = DataPlane(config)
+    try:
+        methods = selftest.run(plane)
+    except selftest.SelfTestError as err:
+        raise StartError(str(err)) from err
+    finally:
+        plane.close()
+    _log.info("self-test passed", extra={"methods": methods, "seconds": round(time.perf_counter() - started, 3)})

@@ -1,0 +1,81 @@
+"""Before the service calls itself ready: does every method it offers solve N, T and H rightly here?
+
+A library that was built for another processor, or with another BLAS, can answer wrongly without a
+word; a wrong adjoint would spoil every gradient. The systems are tiny, so this also pays for
+first-use imports before a caller waits for them.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from backsolve._transports.base import PutCall, SolveCall, SolveReply
+from backsolve.errors import BacksolveError
+from backsolve.matrix import Matrix
+from backsolve.pattern import DensePattern, Pattern
+from backsolve.types import TRANS, Array, MatrixRef, Options, Trans
+
+from .context import CallContext
+from .engine.registry import ROWS
+
+N = 7
+TOLERANCE = 1e-6  # an iterative method stops at its own tolerance; a wrong operator is off by order 1
+TIMEOUT_SECONDS = 120.0
+
+
+class Plane(Protocol):
+    """What is tested."""
+
+    def put(self, call: PutCall, context: CallContext) -> MatrixRef: ...  # noqa: D102
+    def solve(self, call: SolveCall, context: CallContext) -> SolveReply: ...  # noqa: D102
+
+
+class SelfTestError(Exception):
+    """A method answers wrongly on this machine."""
+
+
+def run(plane: Plane) -> tuple[str, ...]:
+    """Solve with every method, and check the answers against the matrix itself.
+
+    Returns:
+        The methods that were tested.
+
+    Raises:
+        SelfTestError: a method failed, or its answer does not satisfy the system.
+    """
+    for method, row in ROWS.items():
+        for matrix in _matrices(row.definite, "dense" in row.layouts, "csr" in row.layouts):
+            _check(plane, method, matrix)
+    return tuple(ROWS)
+
+
+def _matrices(definite: bool, dense: bool, sparse: bool) -> Iterator[Matrix]:
+    """Complex matrices, of which A and its transpose differ; every entry is stored."""
+    rng = np.random.default_rng(480_926_117)
+    factor = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))
+    a = factor @ factor.conj().T + N * np.eye(N) if definite else factor + 4.0 * np.eye(N)
+    if dense:
+        yield Matrix(DensePattern((N, N)), a)
+    if sparse:
+        yield Matrix(Pattern(np.arange(0, N * N + 1, N), np.tile(np.arange(N), N), (N, N)), a.reshape(-1))
+
+
+def _check(plane: Plane, method: str, matrix: Matrix) -> None:
+    """Solve in all three directions."""
+    a = matrix.values.reshape(N, N)
+    b = np.linspace(1.0, 2.0, N) - 1j * np.linspace(0.5, -1.0, N)
+    operators: dict[Trans, Array] = {"N": a, "T": a.T, "H": a.conj().T}
+    for trans in TRANS:
+        context = CallContext.within(TIMEOUT_SECONDS, "embedded")
+        try:
+            ref = plane.put(PutCall(matrix.ref, matrix), context)
+            x = plane.solve(SolveCall(ref, Options(method=method, trans=trans), b), context).x
+        except BacksolveError as err:
+            raise SelfTestError(f"method {method!r} with trans={trans!r} failed: {err}") from err
+        residual = float(np.linalg.norm(b - operators[trans] @ x) / np.linalg.norm(b))
+        if not residual <= TOLERANCE:
+            raise SelfTestError(
+                f"method {method!r} answers wrongly for trans={trans!r} (relative residual {residual:.1e}): "
+                "reinstall the numerical libraries of this machine; the service does not start with it"
+            )
