@@ -33,7 +33,7 @@ def encode_error(error: BacksolveError) -> bytes:
     }
     status = Status(code=Code.Value(form.grpc), message=_cut(str(error), _TEXT_BYTES))
     status.details.add().Pack(ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata=details))
-    if error.retry_after is not None:
+    if form.retry == "backoff" and error.retry_after is not None:
         retry = RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
         status.details.add().Pack(retry)

@@ -83,15 +83,17 @@ def from_compressed(indptr: IndexArray, indices: IndexArray, shape: tuple[int, i
     try:
         return Entries(Pattern(indptr, indices, shape), None)
     except InvalidPatternError:
-        return from_coordinates(_expand(np.asarray(indptr), np.asarray(indices)), indices, shape)
+        return from_coordinates(_expand(np.asarray(indptr), np.asarray(indices), square(shape)[0]), indices, shape)
 
 
-def _expand(indptr: IndexArray, indices: IndexArray) -> IndexArray:
-    """Row of each entry; refuses an `indptr` that describes no rows."""
+def _expand(indptr: IndexArray, indices: IndexArray, n: int) -> IndexArray:
+    """Row of each entry; refuses an `indptr` that does not describe n rows."""
+    if indptr.shape != (n + 1,):
+        raise InvalidPatternError(f"indptr has shape {indptr.shape}, {n} rows need ({n + 1},)")
     steps = np.diff(indptr)
-    if indptr.size == 0 or indptr[0] != 0 or np.any(steps < 0) or indptr[-1] != indices.size:
+    if indptr[0] != 0 or np.any(steps < 0) or indptr[-1] != indices.size:
         raise InvalidPatternError("indptr must begin with 0, never decrease, and end at the number of indices")
-    return np.repeat(np.arange(steps.size), steps)
+    return np.repeat(np.arange(n), steps)
 
 
 @final
@@ -145,7 +147,7 @@ class PatternMemo:
         if known and source and np.array_equal(source[0], indptr) and np.array_equal(source[1], indices):
             return known
         if by_column:
-            entries = from_coordinates(indices, _expand(indptr, indices), shape)
+            entries = from_coordinates(indices, _expand(indptr, indices, shape[0]), shape)
         else:
             entries = from_compressed(indptr, indices, shape)
         own = (indptr.copy(), indices.copy()) if entries.position is not None else _owned(entries.pattern)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, final
 import grpc
 
 from .. import __version__, _framing, _protocol, _replies, _streams
+from .._forkgate import ForkGate
 from .._rpcstatus import DETAILS_KEY, decode_error
 from ..errors import (
     BacksolveError,
@@ -50,9 +51,13 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # No channel shares connections: bulk has one of its own, and a forked child does not get its parent's.
+    ("grpc.use_local_subchannel_pool", 1),
     # The service is a neighbour, not a site on the web; REST ignores proxy variables as well.
     ("grpc.enable_http_proxy", 0),
 ]
+
+_calls = ForkGate()
 
 # What a status means that came without our details: from gRPC itself, a proxy or another program.
 _FOREIGN: Mapping[grpc.StatusCode, tuple[type[BacksolveError], str]] = {
@@ -268,9 +273,10 @@ class GrpcTransport(Transport):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise what a failed call stands for: the server's own error if it sent one."""
+        """Around every call: raise what a failed one stands for, the server's own error if it sent one."""
         try:
-            yield
+            with _calls:
+                yield
         except grpc.RpcError as error:
             raise _error_of(error, self._target) from error
         except ValueError as error:
@@ -298,10 +304,7 @@ class _Connection:
     """One process's channels to one server; bulk has its own, so that small calls never queue behind it."""
 
     def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
-        self._channels = [
-            _channel(target, credentials, _OPTIONS),
-            _channel(target, credentials, [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]),
-        ]
+        self._channels = [_channel(target, credentials) for _ in range(2)]
         control, bulk = self._channels
         self.stub: Any = SolverStub(control)  # type: ignore[no-untyped-call]
         self.matrices: Any = MatricesStub(control)  # type: ignore[no-untyped-call]
@@ -314,10 +317,10 @@ class _Connection:
             channel.close()
 
 
-def _channel(target: str, credentials: Any, options: list[tuple[str, int]]) -> Any:
+def _channel(target: str, credentials: Any) -> Any:
     if credentials is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, credentials, options)
+        return grpc.insecure_channel(target, _OPTIONS)
+    return grpc.secure_channel(target, credentials, _OPTIONS)
 
 
 def _credentials(ca_file: str | None) -> Any:

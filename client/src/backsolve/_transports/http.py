@@ -49,6 +49,7 @@ ASK_FIRST_BYTES = 1 << 20
 
 _REMEMBERED = 1024
 _EMPTY = Body((), 0)
+_NO_BODY = "the server refused to say whether it holds the matrix"
 _JSON, _PROBLEM = "application/json", "application/problem+json"
 
 T = TypeVar("T")
@@ -223,20 +224,21 @@ def _json_object(reply: HttpReply) -> dict[str, Any]:
 
 def _error_of(reply: HttpReply) -> BacksolveError:
     """The error that a reply stands for: the server's own if it wrote one, else what its status suggests."""
-    if _media_type(reply) == _PROBLEM:
-        try:
+    try:
+        if reply.body.size == 0:  # the answer to a HEAD
+            return from_wire(ErrorCode[reply.headers["backsolve-reason"]], _NO_BODY, _waiting_time(reply))
+        if _media_type(reply) == _PROBLEM:
             problem = json.loads(reply.body.tobytes())
-            code = ErrorCode[problem["reason"]]
             details = {str(name): str(value) for name, value in problem.get("details", {}).items()}
-            return from_wire(code, str(problem["detail"]), details)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return _foreign_error(reply)
-    reason = reply.headers.get("backsolve-reason", "")
-    if reason in ErrorCode.__members__:  # the answer to a HEAD, which has no body
-        wait = reply.headers.get("retry-after", "")
-        details = {"retry_after": wait} if wait.isdigit() else {}
-        return from_wire(ErrorCode[reason], f"the server refused the call (HTTP {reply.status})", details)
+            return from_wire(ErrorCode[problem["reason"]], str(problem["detail"]), details)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # not a problem document of this version
     return _foreign_error(reply)
+
+
+def _waiting_time(reply: HttpReply) -> dict[str, str]:
+    wait = reply.headers.get("retry-after", "")
+    return {"retry_after": wait} if wait.isdigit() else {}
 
 
 _FOREIGN: Mapping[int, tuple[type[BacksolveError], str]] = {
@@ -255,9 +257,7 @@ _FOREIGN: Mapping[int, tuple[type[BacksolveError], str]] = {
 def _foreign_error(reply: HttpReply) -> BacksolveError:
     """What a reply without a problem document means: mostly a proxy's, sometimes another program's."""
     status = reply.status
-    wait = reply.headers.get("retry-after", "")
-    details = {"retry_after": wait} if wait.isdigit() else {}
-    details["http_status"] = str(status)
+    details = {**_waiting_time(reply), "http_status": str(status)}
     if status in _FOREIGN:
         cls, text = _FOREIGN[status]
     elif status < 400:
