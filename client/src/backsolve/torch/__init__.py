@@ -1,0 +1,14 @@
+"""Differentiable linear solves on PyTorch tensors.
+
+    from backsolve.torch import solve
+    x = solve(A, b)                  # dense, sparse COO or CSR; real or complex; batched
+    loss(x).backward()               # one adjoint solve with the factor of the forward
+
+Works with `torch.func`, forward-mode derivatives, derivatives of derivatives, and, for dense
+matrices and `spsolve`, `torch.compile(fullgraph=True)`.
+"""
+
+from .functional import solve, spsolve
+from .module import LinearSolve
+
+__all__ = ["LinearSolve", "solve", "spsolve"]

@@ -1,0 +1,102 @@
+"""Checks of what callers pass, and batches brought to one leading dimension."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
+
+_TYPES: Final = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_HALF: Final = (torch.float16, torch.bfloat16)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Operands with at most one leading batch dimension, and the shape to give back."""
+
+    values: Tensor
+    rhs: Tensor
+    x0: Tensor | None
+    shape: tuple[int, ...]
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The answer with the caller's batch dimensions."""
+        return x if x.shape == self.shape else x.reshape(self.shape)
+
+
+def tensor(value: object, name: str) -> Tensor:
+    """A tensor that can be solved with.
+
+    Inside an autocast region half precision becomes float32, as for PyTorch's own operations
+    that need it; elsewhere it is refused.
+
+    Raises:
+        InvalidDtypeError: not a tensor, or of another element type.
+    """
+    if not isinstance(value, Tensor):
+        raise InvalidDtypeError(
+            f"{name} must be a torch.Tensor; for arrays use backsolve.Client.solve, or torch.as_tensor({name})"
+        )
+    if value.dtype in _HALF and torch.is_autocast_enabled(value.device.type):
+        return value.float()
+    if value.dtype not in _TYPES:
+        raise InvalidDtypeError(
+            f"{name} is {value.dtype}; solves run in float32, float64, complex64 and complex128: convert it first, "
+            f"e.g. {name}.to(torch.float64)"
+        )
+    return value
+
+
+def pair(values: Tensor, b: Tensor, name: str) -> None:
+    """Refuse operands that differ in element type or device, and a sparse b.
+
+    Raises:
+        InvalidDtypeError: the element types differ.
+        InvalidOptionError: the devices differ.
+        InvalidShapeError: b is sparse.
+    """
+    if b.layout is not torch.strided:
+        raise InvalidShapeError("b is sparse; pass a dense right-hand side, e.g. b.to_dense()")
+    if values.dtype != b.dtype:
+        raise InvalidDtypeError(f"{name} is {values.dtype}, b is {b.dtype}: convert one, e.g. b.to({name}.dtype)")
+    if values.device != b.device:
+        raise InvalidOptionError(f"{name} is on {values.device}, b on {b.device}: move one of them")
+
+
+def batch(values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int, ...], n: int, name: str) -> Batch:
+    """Fold any number of leading batch dimensions into one.
+
+    Args:
+        values: `[*batch, *entries]`.
+        b: `[*batch, n]` or `[*batch, n, k]`.
+        x0: shaped like b.
+        entries: shape of one matrix's values.
+        n: rows of one matrix.
+        name: how the caller knows `values`.
+
+    Raises:
+        InvalidShapeError: shapes do not fit each other.
+    """
+    lead = tuple(values.shape[: values.ndim - len(entries)])
+    if values.ndim < len(entries) or tuple(values.shape[len(lead) :]) != entries:
+        raise InvalidShapeError(
+            f"{name} has shape {tuple(values.shape)}, the pattern needs {entries} or (batch, *{entries})"
+        )
+    known = (*lead, n)
+    if tuple(b.shape[: len(known)]) != known or b.ndim not in (len(known), len(known) + 1):
+        raise InvalidShapeError(
+            f"b has shape {tuple(b.shape)}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
+        )
+    if x0 is not None and x0.shape != b.shape:
+        raise InvalidShapeError(f"x0 has shape {tuple(x0.shape)}, it must be shaped like b, {tuple(b.shape)}")
+    shape = tuple(b.shape)
+    if len(lead) > 1:
+        size = math.prod(lead)
+        values = values.reshape(size, *entries)
+        b = b.reshape(size, *shape[len(lead) :])
+        x0 = None if x0 is None else x0.reshape(b.shape)
+    return Batch(values.contiguous(), b, x0, shape)

@@ -1,0 +1,150 @@
+"""One solve as the adapter sees it: tensors in, a request to the client, a tensor out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._session import Timeout
+from ..client import Client
+from ..matrix import Matrix
+from ..pattern import AnyPattern
+from ..types import Array, Certificate, OnFailure, Options
+
+Operator = Literal["N", "T", "H", "C"]
+"""What a request solves with: `trans`, or "C", the conjugate of A, which is the adjoint of "T"."""
+
+Phase = Literal["solve", "adjoint", "tangent"]
+Observer = Callable[[Phase, Certificate], None]
+
+ADJOINT: Final[dict[Operator, Operator]] = {"N": "H", "H": "N", "T": "C", "C": "T"}
+
+
+@final
+class System:
+    """One matrix with what is asked of it, from the forward solve to its last derivative.
+
+    Its digests are computed by the forward solve; every later solve of the same graph reuses
+    them, and the server finds the factor by them. The numbers are not copied where the tensor
+    lies in host memory: autograd's version counter watches the tensor between forward and
+    backward, and the digest catches what that counter misses when the numbers are sent again.
+
+    Args:
+        client: where to solve.
+        pattern: of one matrix.
+        options: of the forward solve.
+        timeout: seconds for each request.
+        on_failure: for forward and backward alike.
+        observe: called after each request with its certificate.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        pattern: AnyPattern,
+        options: Options,
+        timeout: Timeout,
+        on_failure: OnFailure,
+        observe: Observer | None = None,
+    ) -> None:
+        self.client = client
+        self.pattern = pattern
+        self.options = options
+        self.timeout = timeout
+        self.on_failure: OnFailure = on_failure
+        self.observe = observe
+        self.certificate: Certificate | None = None
+        self._stamp: tuple[Any, ...] | None = None
+        self._matrix: Matrix | None = None
+
+    def matrix(self, values: Tensor) -> Matrix:
+        """The canonical matrix of `values`, hashed once for the tensor that the forward met."""
+        # A transform may hand a backward the values in another arrangement (say, folded into
+        # another batch); that is another matrix to the server, and is hashed as one.
+        stamp = (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
+        if self._matrix is None or stamp != self._stamp:
+            self._matrix = Matrix(self.pattern, to_array(values))
+            self._stamp = stamp
+        return self._matrix
+
+    def record(self, phase: Phase, certificate: Certificate) -> None:
+        """Keep the forward's certificate, and show each to the observer."""
+        if phase == "solve" and self.certificate is None:
+            self.certificate = certificate
+        if self.observe is not None:
+            self.observe(phase, certificate)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A solve with one operator of a system.
+
+    Attributes:
+        system: the matrix.
+        adjoint: solve with the adjoint of `options.trans`'s operator.
+        tangent: the right-hand side is a tangent.
+    """
+
+    system: System
+    adjoint: bool = False
+    tangent: bool = False
+
+    @property
+    def operator(self) -> Operator:
+        """What is solved with."""
+        trans = self.system.options.trans
+        return ADJOINT[trans] if self.adjoint else trans
+
+    def pulled_back(self) -> "Request":
+        """The request that a cotangent of this one's answer needs."""
+        return Request(self.system, adjoint=not self.adjoint)
+
+    def pushed_forward(self) -> "Request":
+        """The request that a tangent of this one's input needs."""
+        return Request(self.system, adjoint=self.adjoint, tangent=True)
+
+    def run(self, values: Tensor, rhs: Tensor, x0: Tensor | None) -> Tensor:
+        """Solve. No derivative is recorded here; the answer shares no memory with the input."""
+        system = self.system
+        x, phase, certificate = call(
+            system.client,
+            system.matrix(values),
+            to_array(rhs),
+            None if x0 is None else to_array(x0),
+            self,
+        )
+        system.record(phase, certificate)
+        return to_tensor(x, rhs)
+
+
+def call(
+    client: Client, matrix: Matrix, rhs: Array, x0: Array | None, request: Request
+) -> tuple[Array, Phase, Certificate]:
+    """Make the one call that a request stands for."""
+    system = request.system
+    if request.adjoint:
+        reply = client.vjp_matrix(matrix, rhs, system.options, timeout=system.timeout, on_failure=system.on_failure)
+        return np.asarray(reply.b), "adjoint", reply.stats
+    if request.tangent:
+        tangent = client.jvp_matrix(matrix, rhs, system.options, timeout=system.timeout, on_failure=system.on_failure)
+        return tangent.x, "tangent", tangent.stats
+    solution = client.solve_matrix(
+        matrix, rhs, system.options, x0=x0, timeout=system.timeout, on_failure=system.on_failure
+    )
+    return solution.x, "solve", solution.stats
+
+
+def to_array(tensor: Tensor) -> Array:
+    """The numbers of a tensor in C order; a view where it already lies so in host memory."""
+    return np.ascontiguousarray(tensor.detach().numpy(force=True))
+
+
+def to_tensor(array: Array, like: Tensor) -> Tensor:
+    """An answer on the device of the question."""
+    # PyTorch warns about arrays that it may not write to, such as views of a received message.
+    own = array if array.flags.writeable and array.flags.c_contiguous else np.array(array, order="C")
+    return torch.from_numpy(own).to(like.device)
