@@ -102,12 +102,24 @@ def test_an_answer_that_overflows_is_singular():
 
 def test_a_backward_error_is_not_hidden_by_overflowing_norms():
     """||A|| ||x|| is beyond the largest double; a quotient by infinity would look perfect."""
-    m = matrix("dense", 1e160 * array("general", "float64"))
-    f = factor_of("lu", m)
-    b = 1e90 * numbers((40, 2), "float64", 61_772_003)
-    against = reference(f.operand, b[None], "N")
-    wrong = measure(f.operand, against, np.full((1, 40, 2), 1e155), "N")
-    assert wrong.backward.min() > 1e-3
+    a = 1e200 * np.array([[1.0, 1.0], [1.0, -1.0]])
+    f = factor_of("lu", matrix("dense", a))
+    b, wrong = np.ones((1, 2, 2)), 1e108 * np.array([[[1.0, 1.0], [0.5, 0.2]]])
+    got = measure(f.operand, reference(f.operand, b, "N"), wrong, "N")
+    np.testing.assert_allclose(got.backward, [[0.75, 0.6]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_the_condition_estimate_is_sharp_on_most_matrices(dtype):
+    ratios = []
+    for seed in range(40):
+        scale = 10.0 ** np.random.default_rng(99_026_311 + seed).uniform(-3, 3, (2, 12, 1))
+        a = scale[0] * numbers((12, 12), dtype, 48_803_712 + seed) * scale[1].T
+        estimate = factor(DENSE, a).condition
+        ratios.append(estimate / np.linalg.cond(a, 1))
+    assert max(ratios) <= 1 + 1e-6
+    assert min(ratios) > 1 / 3
+    assert np.median(ratios) > 0.99
 
 
 def test_columns_are_judged_one_by_one():
@@ -145,11 +157,22 @@ def test_one_column_that_is_not_plainly_good_goes_the_general_way():
     assert certify(f, 0 * b, 0 * x, "N", Controls()) is None
 
 
-def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(monkeypatch):
-    monkeypatch.setattr(superlu, "DIAGONAL_THRESHOLD", 0.0)
-    a = np.where(np.random.default_rng(63_310_094).random((40, 40)) < 0.4, numbers((40, 40), "float64", 5_029_117), 0)
+def tiny_diagonal(kind):
+    """Well-conditioned, with a stored diagonal on which elimination loses everything."""
+    if kind == "moderate":
+        chosen = np.random.default_rng(63_310_094).random((40, 40)) < 0.4
+        a = np.where(chosen, numbers((40, 40), "float64", 5_029_117), 0)
+    else:  # pivots grow by 1e14 each, so that every residual looks small beside x
+        a = array("zero_diagonal", "float64")
     a[np.arange(40), np.arange(40)] = 1e-14
     assert np.linalg.cond(a) < 1e4
+    return a
+
+
+@pytest.mark.parametrize("kind", ["moderate", "boundless"])
+def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(kind, monkeypatch):
+    monkeypatch.setattr(superlu, "DIAGONAL_THRESHOLD", 0.0)
+    a = tiny_diagonal(kind)
     b = numbers((40, 1), "float64", 81_664_290)
     got = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
     assert got.relative_residual.max() < 1e-12

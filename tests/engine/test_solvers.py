@@ -119,6 +119,9 @@ def test_nan_in_one_system_of_a_batch(row):
     a[1, 0, np.flatnonzero(a[1, 0])[0]] = np.nan
     got = answer(factor(row, a), np.ones((2, 9, 1)), "N", Controls())
     assert got.statuses == ((Status.OK,), (Status.NONFINITE_INPUT,))
+    assert np.isfinite(got.x[0]).all()
+    assert np.isnan(got.x[1]).all()
+    assert np.isinf(got.relative_residual[1]).all()
 
 
 @each_row

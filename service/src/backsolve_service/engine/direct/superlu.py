@@ -27,9 +27,6 @@ MAX_COLUMNS = 8
 DIAGONAL_THRESHOLD = 1e-3
 """Keeps the ordering's fill and still pivots away from tiny diagonals; hard cases stayed at 1e-15."""
 
-_MEANINGLESS = 1e-2
-"""Residual of a probe of size 1 that leaves no digits."""
-
 _PROBE_SEED = 615_730_284
 
 
@@ -167,8 +164,7 @@ def _probe(lu: Any, ordering: Ordering, operand: Operand, index: int) -> float:
     with np.errstate(all="ignore"):
         residual = float(np.abs(b - operand.product(index, x, "N")).max())
         size = float(np.abs(x).max())
-    # Where pivots grew without bound x is huge, and next to ||A|| ||x|| any residual looks small:
-    # then the matrix only seems singular. Not a number (an overflow) is as bad.
-    if not (residual <= _MEANINGLESS and 0 < size < np.inf):
+    # Not a number (an overflow on the way) is as bad as it gets.
+    if not (residual < np.inf and 0 < size < np.inf):
         return float("inf")
     return residual / size / (operand.norm(index, "N") + 1.0 / size)
