@@ -137,3 +137,12 @@ def test_sparse_cholesky_pivots_are_read_in_the_right_place():
         # Only neighbours eliminated earlier can push its pivot below zero; else a neighbour's own.
         near = m.pattern.indices[m.pattern.indptr[last] : m.pattern.indptr[last + 1]]
         assert int(caught.value.details["column"]) in near
+
+
+def test_a_sparse_cholesky_is_counted_with_the_copy_that_reading_its_pivots_leaves():
+    operand = Operand(poisson(20))
+    factors = [
+        solver(name).factorize(solver(name).analyze(operand.pattern), operand, FactorSpec(name, None, "float64", "cpu"))
+        for name in ("superlu", "cholesky")
+    ]
+    assert factors[1].nbytes == 2 * factors[0].nbytes

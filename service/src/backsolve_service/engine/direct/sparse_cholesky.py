@@ -20,7 +20,7 @@ from .superlu import SuperLuFactor, decompose
 
 
 def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
-    """Factorize and read the pivots; costs a copy of U on top of SuperLU's own work.
+    """Factorize and read the pivots: SuperLU then holds its factor twice, and so it is counted.
 
     Raises:
         NotPositiveDefiniteError: not Hermitian, or `details["column"]` has no positive pivot.
@@ -38,7 +38,7 @@ def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
             except BacksolveError as error:
                 statuses[index] = record(operand, error)
         handles.append(lu)
-    return SuperLuFactor(operand, symbolic, tuple(handles), tuple(statuses))
+    return SuperLuFactor(operand, symbolic, tuple(handles), tuple(statuses), copies=2)
 
 
 def _factorize(ordering: Ordering, a: Any) -> Any:

@@ -33,12 +33,18 @@ _PROBE_SEED = 615_730_284
 @final
 @dataclass(frozen=True, eq=False)
 class SuperLuFactor(Factor):
-    """`L U` of the permuted matrix, or of each of a batch; None where a system has no factor."""
+    """`L U` of the permuted matrix, or of each of a batch; None where a system has no factor.
+
+    Attributes:
+        copies: how often SuperLU holds L and U: twice once anybody has read `lu.L` or `lu.U`,
+            since it keeps what it hands out.
+    """
 
     operand: Operand
     ordering: Ordering
     handles: tuple[Any, ...]
     statuses: tuple[Status, ...]
+    copies: int = 1
 
     direct = True
     max_columns = MAX_COLUMNS
@@ -47,7 +53,7 @@ class SuperLuFactor(Factor):
     def nbytes(self) -> int:
         """Bytes of L and U (never touch `lu.L` for this: it copies)."""
         per_entry = self.operand.dtype.itemsize + np.dtype(np.intc).itemsize
-        return sum(int(lu.nnz) * per_entry for lu in self.handles if lu is not None)
+        return self.copies * sum(int(lu.nnz) * per_entry for lu in self.handles if lu is not None)
 
     @property
     def condition(self) -> float | None:
