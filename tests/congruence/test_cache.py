@@ -6,10 +6,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from support.servers import ServerProcess
-from support.systems import convection, laplacian, random_like
 
 from backsolve import Client
+from support.servers import ServerProcess
+from support.systems import convection, laplacian, random_like
 
 
 def grown(client: Client, before: dict[str, float], name: str) -> float:

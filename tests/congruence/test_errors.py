@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from support.systems import convection, laplacian
 
 from backsolve import Client, Status, errors
+from support.systems import convection, laplacian
 
 B5 = np.ones(5)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from support.systems import convection, dense, laplacian, op, random_like
 
 from backsolve import Client, Status
 from backsolve.types import DTYPES
+from support.systems import convection, dense, laplacian, op, random_like
 
 TOLERANCE = {"float32": 2e-5, "complex64": 2e-5, "float64": 1e-11, "complex128": 1e-11}
 

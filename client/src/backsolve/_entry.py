@@ -22,12 +22,13 @@ def connect(endpoint: Endpoint) -> Transport:
 
         secure = endpoint.scheme == "grpcs"
         return GrpcTransport(endpoint.address, secure=secure, ca_file=endpoint.ca_file, token=endpoint.token)
+    if endpoint.scheme == "backsolve":
+        from ._transports.discover import DiscoveringTransport  # noqa: PLC0415
+
+        return DiscoveringTransport(endpoint)
     from ._transports.http import HttpTransport  # noqa: PLC0415
 
-    # backsolve:// leaves the choice to us. Raw HTTP bodies are the fastest way at every size, and
-    # `/v1/info` on the same port tells whether anything else is offered.
-    scheme = "https" if endpoint.scheme == "https" else "http"
-    return HttpTransport(f"{scheme}://{endpoint.address}", ca_file=endpoint.ca_file, token=endpoint.token)
+    return HttpTransport(f"{endpoint.scheme}://{endpoint.address}", ca_file=endpoint.ca_file, token=endpoint.token)
 
 
 def _embedded() -> Transport:
