@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from support.servers import ServerProcess
 
 from backsolve import Client
+from support.servers import ServerProcess
 
 TRANSPORTS = ("embedded", "http", "grpc")
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from support.systems import convection
 
 from backsolve.canonical import PatternMemo, as_array, canonicalise, from_coordinates
 from backsolve.errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
 from backsolve.pattern import DensePattern, Pattern
+from support.systems import convection
 
 RNG_SEED = 930_175_264
 

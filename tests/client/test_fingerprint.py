@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from blake3 import blake3
-from support.systems import convection
 
 from backsolve.errors import InvalidDtypeError
 from backsolve.fingerprint import matrix_ref, pattern_digest, values_digest
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
+from support.systems import convection
 
 
 def collision_set() -> dict[str, tuple[Pattern, np.ndarray]]:

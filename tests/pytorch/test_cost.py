@@ -117,7 +117,6 @@ def test_values_are_not_copied_for_the_backward(embedded: Client) -> None:
 def test_a_finished_graph_is_freed_at_once(embedded: Client) -> None:
     """No reference cycle holds the matrix until the garbage collector comes."""
     a = dense(184_920_573).requires_grad_()
-    solve(a.detach(), rhs(268_394_107, (6,)), client=embedded)  # the matrix is known from here on
     gc.disable()
     try:
         x = solve(a * 1.0, rhs(268_394_107, (6,)), client=embedded)
@@ -165,3 +164,16 @@ def test_data_loader_workers_after_fork(monkeypatch: pytest.MonkeyPatch) -> None
     here = torch.stack([systems[index] for index in range(len(systems))])
     loader = DataLoader(systems, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
     close(torch.cat(list(loader)), here)
+
+
+def test_a_first_iterate_decides_the_method_of_the_backward_too(embedded: Client) -> None:
+    """Only the forward has x0; the adjoint must meet the forward's factor all the same."""
+    half = dense(911_408_236)
+    a = (half @ half.mT + torch.eye(6, dtype=half.dtype)).requires_grad_()
+    b = rhs(340_177_925, (6,))
+    before = embedded.stats()["factorizations"]
+    seen: list[str] = []
+    x = solve(a, b, x0=b, client=embedded, observe=lambda phase, certificate: seen.append(certificate.method))
+    x.sum().backward()
+    assert seen == ["cg", "cg"]
+    assert embedded.stats()["factorizations"] - before == 1

@@ -55,7 +55,7 @@ def serve(solve) -> Iterator[GrpcTransport]:
 @pytest.fixture(scope="module")
 def failing() -> Iterator[GrpcTransport]:
     """Its method fails with the error that `method` names, inside the service's own admission."""
-    admission = Admission(None)
+    admission = Admission(None, lambda error, request_id: None)
 
     def solve(request, context):
         with admission.admit(context):

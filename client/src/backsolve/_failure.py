@@ -56,9 +56,7 @@ def settle(solution: Solution, on_failure: OnFailure, what: str) -> Solution:
         warnings.warn(_text(solution, what), IllConditionedWarning, stacklevel=4)
         return solution
     if on_failure == "raise":
-        error = _ERRORS[status](_text(solution, what))
-        error.solution = solution
-        raise error
+        raise _error(solution, what)
     if on_failure == "warn":
         warnings.warn(_text(solution, what), NotConvergedWarning, stacklevel=4)
         return solution
@@ -68,11 +66,8 @@ def settle(solution: Solution, on_failure: OnFailure, what: str) -> Solution:
 def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFailure, what: str) -> Solution:
     """The solution in place of an error that has no x: all NaN, with its status.
 
-    Raises:
-        SolveError: `error` itself, with `on_failure="raise"`.
+    For `on_failure` "warn" and "nan"; with "raise" the caller lets the error pass.
     """
-    if on_failure == "raise":
-        raise error
     if on_failure == "warn":
         warnings.warn(f"{what}: {error}", NotConvergedWarning, stacklevel=4)
     if isinstance(error, NotPositiveDefiniteError):
@@ -96,6 +91,12 @@ def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFai
         instance="",
     )
     return Solution(np.full_like(rhs, np.nan), status, stats)
+
+
+def _error(solution: Solution, what: str) -> SolveError:
+    error = _ERRORS[solution.status](_text(solution, what))
+    error.solution = solution
+    return error
 
 
 def _text(solution: Solution, what: str) -> str:

@@ -66,6 +66,8 @@ class Session:
         try:
             reply = self._send(matrix, lambda left: self.transport.solve(call, left), timeout)
         except SolveError as error:
+            if on_failure == "raise":
+                raise
             return without_answer(error, rhs, options.method, on_failure, "solve")
         return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, "solve")
 
@@ -87,6 +89,8 @@ class Session:
         try:
             reply = self._send(matrix, lambda left: self.transport.vjp(call, left), timeout)
         except SolveError as error:
+            if on_failure == "raise":
+                raise
             blank = without_answer(error, cotangent, options.method, on_failure, what)
             values = np.full_like(matrix.values, np.nan) if "values" in want else None
             return Gradients(blank.x if "b" in want else None, values, blank.stats)
@@ -105,6 +109,8 @@ class Session:
         try:
             reply = self._send(matrix, lambda left: self.transport.jvp(call, left), timeout)
         except SolveError as error:
+            if on_failure == "raise":
+                raise
             return without_answer(error, rhs, options.method, on_failure, what)
         return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, what)
 

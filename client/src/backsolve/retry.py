@@ -45,14 +45,31 @@ class Budget:
             raise DeadlineError(f"no answer within {self._timeout:g} s: raise timeout=, or try again later")
         return left
 
-    def wait_or_raise(self, error: BacksolveError) -> None:
-        """Sleep before the next attempt; raise `error` when another attempt cannot help."""
+    def run(self, attempt: Callable[[float | None], T]) -> T:
+        """Call `attempt(seconds left)` until it succeeds or cannot.
+
+        Raises:
+            BacksolveError: of the last attempt.
+        """
+        while True:
+            try:
+                return attempt(self.remaining())
+            except BacksolveError as error:
+                pause = self._pause(error)
+                if pause is None:
+                    # Raised here and not where it was weighed: an exception that is also a local of
+                    # a frame in its own traceback keeps all of them, and the caller's tensors, alive.
+                    raise
+            time.sleep(pause)
+
+    def _pause(self, error: BacksolveError) -> float | None:
+        """Seconds until the next attempt; None when another attempt cannot help."""
         retry = WIRE[error.code].retry
         if retry == "once" and type(error) not in self._single:
             self._single.add(type(error))
-            return
+            return 0.0
         if retry != "backoff":
-            raise error
+            return None
         # Full jitter: callers that failed together must not come back together.
         ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses)
         pause = max(random.uniform(0.5, 1.0) * ceiling, error.retry_after or 0.0)
@@ -61,14 +78,4 @@ class Budget:
         patience = self._timeout
         if isinstance(error, UnreachableError) and not self._met_before:
             patience = min(FIRST_CONTACT_SECONDS, patience or FIRST_CONTACT_SECONDS)
-        if patience is not None and elapsed + pause >= patience:
-            raise error
-        time.sleep(pause)
-
-    def run(self, attempt: Callable[[float | None], T]) -> T:
-        """Call `attempt(seconds left)` until it succeeds or cannot."""
-        while True:
-            try:
-                return attempt(self.remaining())
-            except BacksolveError as error:
-                self.wait_or_raise(error)
+        return None if patience is not None and elapsed + pause >= patience else pause

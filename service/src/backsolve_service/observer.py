@@ -17,6 +17,9 @@ Gauge = Literal["inflight_requests", "queue_depth", "cache_bytes", "cache_entrie
 OK = "OK"
 """The `code` of a request that was answered; every other code is the name of an `ErrorCode`."""
 
+REFUSED = "refused"
+"""The `op` of a request that was turned away before it was known what it asks: unreadable, unauthenticated, missed."""
+
 Reading = float | Mapping[tuple[str, ...], float]
 """One number, or one number for each tuple of label values in the order of `GAUGE_LABELS`."""
 
@@ -48,7 +51,7 @@ class Observer(ABC):
         """A call has ended.
 
         Args:
-            op: "solve", "vjp", "jvp", "put", "find", "release", "info" or "stats".
+            op: "solve", "vjp", "jvp", "put", "find", "release", or "refused".
             transport: "rest", "grpc" or "embedded".
             code: "OK", or the name of the `ErrorCode` it failed with.
             seconds: from its arrival to its reply.

@@ -1,7 +1,7 @@
 """One solve as the adapter sees it: tensors in, a request to the client, a tensor out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, final
 
 import numpy as np
@@ -70,6 +70,17 @@ class System:
             self._stamp = stamp
         return self._matrix
 
+    @property
+    def derived(self) -> Options:
+        """Options of every solve after the forward: its method by name, so that its factor is met.
+
+        "auto" alone might choose another one: a first iterate, which only the forward has, asks
+        for an iterative method.
+        """
+        if self.certificate is None:
+            return self.options
+        return replace(self.options, method=self.certificate.method)
+
     def record(self, phase: Phase, certificate: Certificate) -> None:
         """Keep the forward's certificate, and show each to the observer."""
         if phase == "solve" and self.certificate is None:
@@ -127,10 +138,10 @@ def call(
     """Make the one call that a request stands for."""
     system = request.system
     if request.adjoint:
-        reply = client.vjp_matrix(matrix, rhs, system.options, timeout=system.timeout, on_failure=system.on_failure)
+        reply = client.vjp_matrix(matrix, rhs, system.derived, timeout=system.timeout, on_failure=system.on_failure)
         return np.asarray(reply.b), "adjoint", reply.stats
     if request.tangent:
-        tangent = client.jvp_matrix(matrix, rhs, system.options, timeout=system.timeout, on_failure=system.on_failure)
+        tangent = client.jvp_matrix(matrix, rhs, system.derived, timeout=system.timeout, on_failure=system.on_failure)
         return tangent.x, "tangent", tangent.stats
     solution = client.solve_matrix(
         matrix, rhs, system.options, x0=x0, timeout=system.timeout, on_failure=system.on_failure

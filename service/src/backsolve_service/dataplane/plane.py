@@ -20,6 +20,7 @@ from backsolve.pattern import AnyPattern
 from backsolve.types import (
     DIGEST_VERSION,
     DTYPES,
+    ErrorCode,
     Holding,
     Limits,
     MatrixRef,
@@ -31,7 +32,7 @@ from ..cache.store import FactorCache
 from ..context import CallContext
 from ..engine.device import CPU, memory
 from ..engine.registry import methods, preconditioners
-from ..observer import OK, Observer, Reading, Silent
+from ..observer import OK, REFUSED, Observer, Reading, Silent
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
 from .calls import Calls
@@ -42,6 +43,9 @@ from .telemetry import Telemetry
 T = TypeVar("T")
 
 _MIB, _GIB = 1 << 20, 1 << 30
+
+_COUNTED = "_backsolve_counted"
+"""Attribute of an exception that `requests_total` has seen."""
 
 
 @final
@@ -157,6 +161,17 @@ class DataPlane:
         """A hint that this caller needs the matrix no longer; other callers lose nothing by it."""
         self._request("release", context, 64, lambda: self._cache.release(context.tenant, ref), lambda _: 0)
 
+    def refused(self, error: BaseException, transport: str, request_id: str) -> None:
+        """Count a call that failed before it reached any of the calls above.
+
+        A transport reports every failure it answers; those that were counted already are not
+        counted again.
+        """
+        if getattr(error, _COUNTED, False):
+            return
+        code = error.code.name if isinstance(error, BacksolveError) else ErrorCode.INTERNAL.name
+        self.telemetry.request(REFUSED, transport, code, 0.0, request_bytes=0, response_bytes=0, request_id=request_id)
+
     # -- what it is ------------------------------------------------------------------------
 
     def info(self) -> ServerInfo:
@@ -237,11 +252,9 @@ class DataPlane:
                 reply = answer()
             replied = size(reply)
             return reply
-        except BacksolveError as error:
-            code = error.code.name
-            raise
-        except BaseException:
-            code = "INTERNAL"
+        except BaseException as error:
+            code = error.code.name if isinstance(error, BacksolveError) else ErrorCode.INTERNAL.name
+            setattr(error, _COUNTED, True)
             raise
         finally:
             with self._lock:

@@ -45,9 +45,11 @@ class Admission:
 
     Args:
         token: bearer token that every call must bring, or None for no such check.
+        failed: hears of every call that fails, with its request id.
     """
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, failed: Callable[[Exception, str], None]) -> None:
+        self._failed = failed
         self._token = None if token is None else token.encode()
 
     @contextmanager
@@ -69,10 +71,12 @@ class Admission:
             self._authenticate(metadata.get("authorization", ""))
             yield call
         except BacksolveError as error:
+            self._failed(error, request_id)
             _end(context, error, request_id)
         except grpc.RpcError:
             raise  # the caller went away while its frames were read; gRPC has ended the call already
         except Exception as error:
+            self._failed(error, request_id)
             _log.exception("request %s failed unexpectedly", request_id, extra={"request_id": request_id})
             text = f"the server failed; its log has the cause under request {request_id}"
             _end(context, InternalError(text, request_id=request_id), request_id, error)

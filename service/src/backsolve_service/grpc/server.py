@@ -81,7 +81,7 @@ class GrpcServer:
         self._health_handlers = ThreadPoolExecutor(_HEALTH_THREADS, "backsolve-grpc-health")
         lenient = ReadableRequests((SOLVER, MATRICES))
         self._server = grpc.server(self._handlers, interceptors=[lenient], options=_OPTIONS)
-        admission = Admission(config.token)
+        admission = Admission(config.token, lambda error, request_id: plane.refused(error, "grpc", request_id))
         add_SolverServicer_to_server(SolverServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
         add_MatricesServicer_to_server(MatricesServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
         self._health = _add_health(self._server, self._health_handlers)

@@ -29,6 +29,7 @@ from .problems import PROBLEM_TYPE, make_problem, problem_of
 
 Handler = Callable[[Exchange], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Failed = Callable[[Exception, str], None]
 
 OPEN_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 """What an orchestrator asks without a token."""
@@ -60,10 +61,11 @@ class Gate:
         app: the application behind it.
         token: what callers must send as `Authorization: Bearer`; None lets everybody in.
         drain_bytes: most bytes of a refused body that are read so that the caller sees the reply.
+        failed: hears of every request that fails, with its id.
     """
 
-    def __init__(self, app: App, token: str | None, drain_bytes: int) -> None:
-        self._app, self._drain_bytes = app, drain_bytes
+    def __init__(self, app: App, token: str | None, drain_bytes: int, failed: Failed) -> None:
+        self._app, self._drain_bytes, self._failed = app, drain_bytes, failed
         self._expected = None if token is None else f"Bearer {token}".encode("latin-1")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +81,7 @@ class Gate:
                 raise UnauthenticatedError("the bearer token is missing or wrong: send Authorization: Bearer TOKEN")
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
+            self._failed(error, exchange.request_id)
             await exchange.fail(error)
 
     def _allows(self, scope: Scope) -> bool:
@@ -87,13 +90,14 @@ class Gate:
         return hmac.compare_digest(given, self._expected or b"")
 
 
-def create_app(handlers: Handlers, token: str | None, drain_bytes: int) -> FastAPI:
+def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: Failed) -> FastAPI:
     """The application.
 
     Args:
         handlers: the routes' code.
         token: see `Gate`.
         drain_bytes: see `Gate`.
+        failed: see `Gate`.
     """
     openapi = document()
     app = FastAPI(
@@ -107,7 +111,7 @@ def create_app(handlers: Handlers, token: str | None, drain_bytes: int) -> FastA
         exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
     )
     app.openapi = lambda: openapi  # type: ignore[method-assign]
-    app.add_middleware(Gate, token=token, drain_bytes=drain_bytes)
+    app.add_middleware(Gate, token=token, drain_bytes=drain_bytes, failed=failed)
     return app
 
 

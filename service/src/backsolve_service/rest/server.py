@@ -65,7 +65,12 @@ class RestServer:
         self._pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="rest")
         self._handlers = Handlers(plane, self._pool, metrics_text)
         drain_bytes = min(plane.limits.max_payload_bytes, _MOST_DRAINED)
-        app = create_app(self._handlers, config.token, drain_bytes)
+        app = create_app(
+            self._handlers,
+            config.token,
+            drain_bytes,
+            lambda error, request_id: plane.refused(error, "rest", request_id),
+        )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
