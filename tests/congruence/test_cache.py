@@ -130,7 +130,7 @@ def test_an_evicted_matrix_is_sent_again_without_the_user_noticing(scheme: str) 
     with ServerProcess(BACKSOLVE_CACHE_BYTES="6MiB") as small:
         client = Client(small.http_url if scheme == "http" else small.grpc_url)
         matrices = []
-        for seed in range(4):
+        for seed in range(30):
             a = laplacian(70)
             a.data = a.data * (1 + 0.01 * seed)
             matrices.append(a)

@@ -46,6 +46,9 @@ class ToldPlane:
     def find(self, refs: list[MatrixRef], context: CallContext) -> list[Holding]:
         return [Holding.FACTOR for _ in refs]
 
+    def refused(self, error: BaseException, transport: str, request_id: str) -> None:
+        pass
+
 
 def echo(call: SolveCall, _: CallContext) -> SolveReply:
     """The right-hand side is the answer."""
