@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from threading import Lock
 from typing import TypeVar, final
@@ -176,7 +177,6 @@ class DataPlane:
 
     def info(self) -> ServerInfo:
         """Versions, limits and methods."""
-        libraries = ("numpy", "scipy", "torch", "grpcio", "protobuf", "blake3")
         return ServerInfo(
             version=__version__,
             api_versions=("v1",),
@@ -190,7 +190,7 @@ class DataPlane:
             extensions=("vjp", "jvp", "batch", "values-only"),
             http_port=self.config.http_port,
             grpc_port=self.config.grpc_port,
-            versions={name: version(name) for name in libraries},
+            versions=_library_versions(),
         )
 
     def stats(self) -> Mapping[str, float]:
@@ -284,6 +284,11 @@ class DataPlane:
     def _tiers(self) -> Reading:
         tier = "host" if self.config.device == CPU else "device"
         return {(level, tier if level == "factor" else "host"): float(n) for level, n in self._cache.bytes().items()}
+
+
+@cache
+def _library_versions() -> Mapping[str, str]:
+    return {name: version(name) for name in ("numpy", "scipy", "torch", "grpcio", "protobuf", "blake3")}
 
 
 def _solved_bytes(reply: SolveReply) -> int:
