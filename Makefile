@@ -62,8 +62,8 @@ check-types: $(READY)
 check-layers: $(READY)
 	@$(BIN)/lint-imports --no-logo > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
 
-check-proto:
-	@sh scripts/lint_proto.sh
+check-proto: $(READY)
+	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 
 check-files: $(READY)
 	@$(BIN)/python scripts/architecture_tree.py --check
