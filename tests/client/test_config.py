@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from backsolve.config import Endpoint, resolve
+from backsolve.config import Endpoint, default_timeout, resolve
 from backsolve.errors import (
     DeadlineError,
     InternalError,
@@ -38,11 +38,33 @@ def test_ipv6_addresses_keep_their_brackets() -> None:
 
 
 def test_the_environment_is_used_unless_an_argument_is_given() -> None:
-    environment = {"BACKSOLVE_URL": "grpc://a:1", "BACKSOLVE_TOKEN": "t", "BACKSOLVE_CA_FILE": "c"}
-    assert resolve(None, environment=environment) == Endpoint("grpc", "a", 1, "t", "c")
+    environment = {"BACKSOLVE_URL": "grpcs://a:1", "BACKSOLVE_TOKEN": "t", "BACKSOLVE_CA_FILE": "c"}
+    assert resolve(None, environment=environment) == Endpoint("grpcs", "a", 1, "t", "c")
     assert resolve("http://b:2", "u", environment=environment) == Endpoint("http", "b", 2, "u", "c")
     assert resolve(None, environment={}) == Endpoint("embedded")
     assert resolve("embedded", environment=environment) == Endpoint("embedded")
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments"),
+    [
+        (None, {"token": "t"}),
+        ("embedded", {"ca_file": "c"}),
+        ("http://host", {"ca_file": "c"}),
+        ("grpc://host", {"ca_file": "c"}),
+    ],
+)
+def test_arguments_that_the_way_in_does_not_use_are_refused(url: str | None, arguments: dict[str, str]) -> None:
+    with pytest.raises(InvalidOptionError, match=r"token=|ca_file="):
+        resolve(url, environment={}, **arguments)
+
+
+def test_the_default_timeout_comes_from_the_environment() -> None:
+    assert default_timeout({}) == 60.0
+    assert default_timeout({"BACKSOLVE_TIMEOUT": "2.5"}) == 2.5
+    for wrong in ("soon", "0", "-1", "nan", "inf"):
+        with pytest.raises(InvalidOptionError, match="BACKSOLVE_TIMEOUT"):
+            default_timeout({"BACKSOLVE_TIMEOUT": wrong})
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_one_factorization_for_every_direction_and_tolerance(client: Client) -> 
     assert grown(client, before, "uploads") == 1
 
 
+def test_only_a_handle_and_a_backward_skip_the_hash(client: Client) -> None:
+    a, b = fresh(9, 50_234), np.ones(81)
+    spent = [client.solve(a, b).stats.seconds.hash for _ in range(2)]
+    assert all(spent)
+    handle = client.factorized(a)
+    handle.solve(b)
+    assert not handle.last.seconds.hash
+
+
 def test_new_values_reuse_the_analysis(client: Client) -> None:
     a = fresh(9, 50_232)
     b = np.ones(81)

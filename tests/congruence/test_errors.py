@@ -157,6 +157,41 @@ def test_without_raising_a_singular_matrix_gives_nan_and_its_status(client: Clie
     assert client.solve(structurally_singular(), B5, on_failure="nan").status is Status.SINGULAR_STRUCTURAL
 
 
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_a_direct_answer_that_misses_an_asked_tolerance_is_not_ok(client: Client, layout: str) -> None:
+    a = convection(6) if layout == "csr" else convection(6).toarray()
+    with pytest.raises(errors.NotConvergedError, match="residual") as caught:
+        client.solve(a, np.ones(36), rtol=1e-30)
+    assert caught.value.solution is not None
+    assert caught.value.solution.status is Status.STAGNATION
+    np.testing.assert_allclose(a @ caught.value.solution.x, 1.0, atol=1e-12)
+    assert np.isnan(client.solve(a, np.ones(36), rtol=1e-30, on_failure="nan").x).all()
+
+
+@pytest.mark.parametrize("where", ["A", "b"])
+def test_a_nan_in_one_system_of_a_batch_leaves_the_others_alone(client: Client, where: str) -> None:
+    a = np.stack([2 * np.eye(3), 4 * np.eye(3), 8 * np.eye(3)])
+    b = np.ones((3, 3))
+    (a if where == "A" else b)[1, 2] = np.nan
+    solution = client.solve(a, b, method="lu", on_failure="nan")
+    assert [e.status for e in solution.stats.elements] == [Status.OK, Status.NONFINITE_INPUT, Status.OK]
+    np.testing.assert_array_equal(solution.x[[0, 2]], [np.full(3, 0.5), np.full(3, 0.125)])
+    assert np.isnan(solution.x[1]).all()
+    with pytest.raises(errors.NotConvergedError, match="NaN"):
+        client.solve(a, b, method="lu")
+
+
+def test_a_warning_points_at_the_caller(client: Client) -> None:
+    a, b = laplacian(8), np.ones(64)
+    for call in (
+        lambda: client.solve(a, b, method="cg", maxiter=2, on_failure="warn"),
+        lambda: client.vjp(a, b, b, method="cg", maxiter=2, on_failure="warn"),
+    ):
+        with pytest.warns(errors.NotConvergedWarning) as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
 def test_an_ill_conditioned_matrix_is_answered_with_a_warning(client: Client) -> None:
     n = 14
     hilbert = 1.0 / (np.arange(n)[:, None] + np.arange(n)[None, :] + 1)

@@ -1,20 +1,24 @@
 """Errors as `google.rpc.Status`, the form in which gRPC carries them in a trailer.
 
-`ErrorInfo` names the code and holds the details, `RetryInfo` says when to come back. Texts are cut
+`ErrorInfo` names the code and holds the details, `RetryInfo` says when to come back, `BadRequest`
+tells tools that know nothing of us which field is at fault. Texts are cut
 so that everything stays below 8 KiB: longer trailers are refused by peers and proxies.
 """
 
 from typing import Any
 
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from .errors import WIRE, BacksolveError, from_wire
+from .errors import WIRE, BacksolveError, InvalidInputError, from_wire
 from .types import ErrorCode
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "backsolve"
+
+_FIELDS = {ErrorCode.INVALID_PATTERN: "matrix", ErrorCode.INVALID_OPTION: "options"}
+"""The field to blame where the error does not name one."""
 
 _TEXT_BYTES = 2048
 _DETAIL_BYTES = 256
@@ -33,6 +37,10 @@ def encode_error(error: BacksolveError) -> bytes:
     }
     status = Status(code=Code.Value(form.grpc), message=_cut(str(error), _TEXT_BYTES))
     status.details.add().Pack(ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata=details))
+    if isinstance(error, InvalidInputError):
+        field = error.details.get("option", _FIELDS.get(error.code, ""))
+        violation = BadRequest.FieldViolation(field=_cut(field, 64), description=_cut(str(error), _DETAIL_BYTES))
+        status.details.add().Pack(BadRequest(field_violations=[violation]))
     if form.retry == "backoff" and error.retry_after is not None:
         retry = RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))

@@ -1,12 +1,14 @@
 """Calls on matrices in canonical form: by digest first, with the data only when it is missed."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
 from typing import Final, TypeVar, final
 
 import numpy as np
 
 from ._failure import check_choice, settle, without_answer
-from ._transports.base import JvpCall, PutCall, SolveCall, Transport, VjpCall
+from ._transports.base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall
 from .errors import (
     DigestMismatchError,
     InvalidDtypeError,
@@ -19,7 +21,7 @@ from .errors import (
 from .fingerprint import matrix_ref
 from .matrix import Matrix
 from .retry import Budget
-from .types import Array, Gradients, OnFailure, Options, Solution, Want
+from .types import Array, Gradients, MatrixRef, OnFailure, Options, Solution, Want
 
 T = TypeVar("T")
 
@@ -62,14 +64,15 @@ class Session:
         """Solve `op(A) x = rhs`."""
         check_choice(on_failure)
         _check_fits(matrix, rhs, "b")
-        call = SolveCall(matrix.ref, options, np.ascontiguousarray(rhs), _like(x0, rhs, "x0"))
+        ref, hashed = _timed_ref(matrix)
+        call = SolveCall(ref, options, np.ascontiguousarray(rhs), _like(x0, rhs, "x0"))
         try:
             reply = self._send(matrix, lambda left: self.transport.solve(call, left), timeout)
         except SolveError as error:
             if on_failure == "raise":
                 raise
             return without_answer(error, rhs, options.method, on_failure, "solve")
-        return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, "solve")
+        return settle(_solution(reply, hashed), on_failure, "solve")
 
     def adjoint(
         self,
@@ -84,7 +87,8 @@ class Session:
         """Pull a cotangent back; `options.trans` names the operator of the forward solve."""
         check_choice(on_failure)
         _check_fits(matrix, cotangent, "the cotangent")
-        call = VjpCall(matrix.ref, options, np.ascontiguousarray(cotangent), want, _like(x, cotangent, "x"))
+        ref, hashed = _timed_ref(matrix)
+        call = VjpCall(ref, options, np.ascontiguousarray(cotangent), want, _like(x, cotangent, "x"))
         what = "adjoint solve (backward)"
         try:
             reply = self._send(matrix, lambda left: self.transport.vjp(call, left), timeout)
@@ -95,8 +99,8 @@ class Session:
             values = np.full_like(matrix.values, np.nan) if "values" in want else None
             return Gradients(blank.x if "b" in want else None, values, blank.stats)
         lam = np.zeros(0, matrix.dtype) if reply.b is None else reply.b
-        settled = settle(Solution(lam, reply.certificate.status, reply.certificate), on_failure, what)
-        return Gradients(None if reply.b is None else settled.x, reply.values, reply.certificate)
+        settled = settle(_solution(SolveReply(lam, reply.certificate), hashed), on_failure, what)
+        return Gradients(None if reply.b is None else settled.x, reply.values, settled.stats)
 
     def tangent(
         self, matrix: Matrix, rhs: Array, options: Options, timeout: Timeout, on_failure: OnFailure
@@ -104,7 +108,8 @@ class Session:
         """Solve `op(A) dx = rhs`, where `rhs = db - op(dA) x` was formed by the caller."""
         check_choice(on_failure)
         _check_fits(matrix, rhs, "the tangent")
-        call = JvpCall(matrix.ref, options, None, np.ascontiguousarray(rhs), None)
+        ref, hashed = _timed_ref(matrix)
+        call = JvpCall(ref, options, None, np.ascontiguousarray(rhs), None)
         what = "tangent solve"
         try:
             reply = self._send(matrix, lambda left: self.transport.jvp(call, left), timeout)
@@ -112,7 +117,7 @@ class Session:
             if on_failure == "raise":
                 raise
             return without_answer(error, rhs, options.method, on_failure, what)
-        return settle(Solution(reply.x, reply.certificate.status, reply.certificate), on_failure, what)
+        return settle(_solution(reply, hashed), on_failure, what)
 
     def budget(self, timeout: Timeout) -> Budget:
         """The time of one call."""
@@ -155,6 +160,22 @@ class Session:
                     "A was modified after the call that used it began: pass a copy, or do not write to it in place"
                 ) from error
             raise
+
+
+def _timed_ref(matrix: Matrix) -> tuple[MatrixRef, float]:
+    """The digests of a matrix, and the seconds that taking them cost now."""
+    if matrix.hashed:
+        return matrix.ref, 0.0
+    started = perf_counter()
+    ref = matrix.ref
+    return ref, perf_counter() - started
+
+
+def _solution(reply: SolveReply, hashed: float) -> Solution:
+    """The reply as callers see it, with this side's part of the times."""
+    seconds = replace(reply.certificate.seconds, hash=hashed)
+    stats = replace(reply.certificate, seconds=seconds)
+    return Solution(reply.x, stats.status, stats)
 
 
 def _check_fits(matrix: Matrix, array: Array, what: str) -> None:

@@ -10,19 +10,16 @@ import numpy as np
 
 from ._entry import connect
 from ._fork import renew_after_fork
-from ._session import UNSET, Session, Timeout
+from ._session import UNSET, Session, Timeout, Unset
 from ._transports.base import Transport
 from .canonical import Canonical, PatternMemo, as_array, canonicalise, is_sparse, native
-from .config import resolve
+from .config import default_timeout, resolve
 from .errors import InvalidOptionError, InvalidPatternError
 from .factorized import Factorized
 from .gradient import tangent_rhs, values_gradient
 from .matrix import Matrix
 from .options import make_options
 from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Trans, Want
-
-DEFAULT_TIMEOUT = 60.0
-"""Seconds that a call may take over all its attempts, unless it is told otherwise."""
 
 
 @final
@@ -36,8 +33,10 @@ class Client:
         url: "http(s)://host:port", "grpc(s)://host:port" or "backsolve://host"; by default the
             environment's BACKSOLVE_URL, and without one the engine in this process.
         token: bearer token; by default BACKSOLVE_TOKEN.
-        timeout: seconds for each call, retries and uploads included; None waits for ever.
+        timeout: seconds for each call, retries and uploads included; None waits for ever; by
+            default BACKSOLVE_TIMEOUT, or 60.
         ca_file: certificate authorities to trust, a PEM file; by default BACKSOLVE_CA_FILE.
+        transport: carries the calls, in place of what the URL names.
 
     Raises:
         InvalidOptionError: the URL cannot be understood.
@@ -49,11 +48,14 @@ class Client:
         url: str | None = None,
         *,
         token: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT,
+        timeout: Timeout = UNSET,
         ca_file: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._session = Session(transport or connect(resolve(url, token, ca_file)), timeout)
+        self._session = Session(
+            transport or connect(resolve(url, token, ca_file)),
+            default_timeout() if isinstance(timeout, Unset) else timeout,
+        )
         self._memo = PatternMemo()
         renew_after_fork(self, Client._renew)
 
@@ -102,7 +104,7 @@ class Client:
         options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
         canonical, (rhs, start) = self._common(A, b=b, x0=x0)
         assert rhs is not None
-        return self.solve_matrix(canonical.matrix, rhs, options, x0=start, timeout=timeout, on_failure=on_failure)
+        return self._session.solve(canonical.matrix, rhs, options, start, timeout, on_failure)
 
     def solve_matrix(
         self,

@@ -1,5 +1,6 @@
 """Where a client connects: the URL, the environment, and the transport that they name."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from .errors import InvalidOptionError
 URL_VARIABLE = "BACKSOLVE_URL"
 TOKEN_VARIABLE = "BACKSOLVE_TOKEN"
 CA_VARIABLE = "BACKSOLVE_CA_FILE"
+TIMEOUT_VARIABLE = "BACKSOLVE_TIMEOUT"
+
+DEFAULT_TIMEOUT = 60.0
+"""Seconds that a call may take over all its attempts, unless it is told otherwise."""
 
 HTTP_PORT = 8080
 GRPC_PORT = 50051
@@ -49,15 +54,22 @@ def resolve(
 ) -> Endpoint:
     """The endpoint that a URL, or the environment, names; without either, the embedded one.
 
+    Variables of the environment that the way in has no use for are left alone: one environment
+    serves many programs. Arguments are not.
+
     Raises:
-        InvalidOptionError: the URL cannot be understood.
+        InvalidOptionError: the URL cannot be understood, or does not go with an argument.
     """
     environment = os.environ if environment is None else environment
     url = url or environment.get(URL_VARIABLE) or None
+    if url is None or url == "embedded":
+        if token is not None or ca_file is not None:
+            raise InvalidOptionError("token= and ca_file= are for servers: name one by url= or BACKSOLVE_URL")
+        return Endpoint("embedded")
+    if ca_file is not None and not url.startswith(("https://", "grpcs://")):
+        raise InvalidOptionError("ca_file= is for https:// and grpcs:// only")
     token = token or environment.get(TOKEN_VARIABLE) or None
     ca_file = ca_file or environment.get(CA_VARIABLE) or None
-    if url is None or url == "embedded":
-        return Endpoint("embedded")
     parts = urlsplit(url)
     schemes = ", ".join(f"{name}://" for name in _DEFAULT_PORTS)
     if parts.scheme not in _DEFAULT_PORTS:
@@ -69,3 +81,22 @@ def resolve(
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise InvalidOptionError("the URL must have the form scheme://host:port; a token goes into token=")
     return Endpoint(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme], token, ca_file)
+
+
+def default_timeout(environment: Mapping[str, str] | None = None) -> float:
+    """Seconds for a call of which nobody says more: BACKSOLVE_TIMEOUT, or 60.
+
+    Raises:
+        InvalidOptionError: the variable is not a number above 0.
+    """
+    environment = os.environ if environment is None else environment
+    text = environment.get(TIMEOUT_VARIABLE)
+    if not text:
+        return DEFAULT_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidOptionError(f"{TIMEOUT_VARIABLE} must be a number of seconds above 0")
+    return seconds

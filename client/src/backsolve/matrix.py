@@ -72,6 +72,11 @@ class Matrix:
         return () if self.batch is None else (self.batch,)
 
     @property
+    def hashed(self) -> bool:
+        """Whether `ref` is known already."""
+        return self._ref is not None
+
+    @property
     def ref(self) -> MatrixRef:
         """Digests of pattern and values, computed on first use and kept with this object."""
         if self._ref is None:

@@ -25,7 +25,7 @@ class CsrMatrix(Protocol):
 
 
 def index_dtype(n: int, nnz: int) -> np.dtype[Any]:
-    """int32 while it can hold every index and offset, else int64 (DESIGN: canonical form)."""
+    """int32 while it can hold every index and offset, else int64."""
     return np.dtype(np.int32 if max(n, nnz) <= INT32_MAX else np.int64)
 
 
@@ -191,7 +191,7 @@ def _check_canonical(indptr: IndexArray, indices: IndexArray, n: int) -> None:
     if n and np.any(indptr[1:] < indptr[:-1]):
         raise InvalidPatternError("indptr decreases: each row must end where the next begins")
     if indptr[-1] != indices.size:
-        raise InvalidPatternError(f"indptr ends at {int(indptr[-1])}, indices has {indices.size} entries")
+        raise InvalidPatternError(f"indptr does not end at the number of indices, {indices.size}")
     if indices.size == 0:
         return
     if indices.min() < 0 or indices.max() >= n:

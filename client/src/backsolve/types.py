@@ -101,7 +101,11 @@ _ADVICE: Mapping[Status, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds spent on one call in each phase, as the side that solved it measured them."""
+    """Seconds spent on one call in each phase.
+
+    `hash` is the client's: taking the digests of the matrix, 0 where they were known. The others
+    are measured by the side that solved.
+    """
 
     queue: float = 0.0
     hash: float = 0.0

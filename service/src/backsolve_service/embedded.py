@@ -7,7 +7,6 @@ makes a fresh one, since threads do not survive a fork.
 
 import atexit
 import ctypes
-import os
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import final
@@ -22,6 +21,8 @@ from backsolve.types import Holding, MatrixRef, ServerInfo
 
 from .context import CallContext
 from .dataplane.plane import DataPlane, PlaneConfig
+from .machine import memory_bytes
+from .metrics import Metrics
 
 _GIB = 1 << 30
 
@@ -31,8 +32,7 @@ _EXIT_SECONDS = 2.0
 
 def guest_config() -> PlaneConfig:
     """Settings of an engine that shares its process: a cache of min(2 GiB, 10 % of memory)."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return PlaneConfig(cache_bytes=min(2 * _GIB, memory // 10))
+    return PlaneConfig(cache_bytes=min(2 * _GIB, memory_bytes() // 10))
 
 
 class _Shared:
@@ -41,6 +41,7 @@ class _Shared:
     def __init__(self) -> None:
         self.lock = Lock()
         self.plane: DataPlane | None = None
+        self.metrics = Metrics()
         self.users = 0
         renew_after_fork(self, _Shared.renew)
         # SuperLU objects must be freed by the thread that made them, so before the threads are gone.
@@ -65,7 +66,8 @@ class _Shared:
         """The plane, made on first use in this process."""
         with self.lock:
             if self.plane is None:
-                self.plane = DataPlane(guest_config())
+                self.metrics = Metrics()
+                self.plane = DataPlane(guest_config(), self.metrics)
             return self.plane
 
     def join(self) -> None:
@@ -84,6 +86,15 @@ class _Shared:
 
 
 _shared = _Shared()
+
+
+def metrics_text() -> tuple[bytes, str]:
+    """The page that Prometheus would scrape of this process's engine, and its media type.
+
+    The metrics live in a registry of their own, so they never meet those of the host program;
+    serve the page wherever that program serves its own. They begin anew with the engine.
+    """
+    return _shared.metrics.text()
 
 
 @final

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .machine import usable_cpus
+
 PREFIX = "BACKSOLVE_"
 GIB = 2**30
 
@@ -74,11 +76,6 @@ def _instance(value: str) -> str:
     return value
 
 
-def _usable_cpus() -> int:
-    # The machine may have more than this process is allowed to use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _new_instance() -> str:
     # A restarted replica holds nothing of what its namesake held, so the name differs each time.
     return f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -111,7 +108,7 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks a free one")
     device: Device = Field(default="cpu", description='where dense methods run: "cpu" or "cuda:0"')
     workers: int = Field(
-        default_factory=_usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
+        default_factory=usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
     )
     cache_bytes: Size = Field(default=2 * GIB, description="budget for matrices and factors")
     max_payload_bytes: Size = Field(default=GIB, description="largest call that is accepted")

@@ -28,6 +28,9 @@ from .checks import check_digests, check_ref, check_same_shape, check_values_sha
 from .solving import Answering
 from .telemetry import Telemetry
 
+_FIRST_USE = 2
+"""Uses of a matrix that was stored and then asked for once: the call for which it was sent."""
+
 
 @final
 class Calls:
@@ -128,7 +131,8 @@ class Calls:
         if self._cache.holding(context.tenant, ref) in (Holding.VALUES, Holding.FACTOR):
             return ref
         operand = Operand(matrix)
-        if not operand.finite:
+        # Of a batch each system has its own status, so the good ones are solved.
+        if operand.batch is None and not operand.finite:
             raise NonfiniteInputError("A holds NaN or infinity: check what computed it")
         pattern = self._cache.pattern(context.tenant, ref.pattern)
         if pattern is None:
@@ -144,7 +148,8 @@ class Calls:
         if entry is None:
             self.refuse_missing(ref, self._cache.holding(context.tenant, ref))
             raise NeedMatrixError("this matrix is not held here: send it")
-        self._telemetry.bytes_not_sent(entry.operand.values.nbytes + entry.pattern.pattern.nbytes)
+        if entry.uses > _FIRST_USE:
+            self._telemetry.bytes_not_sent(entry.operand.values.nbytes + entry.pattern.pattern.nbytes)
         return entry
 
     def refuse_missing(self, ref: MatrixRef, holding: Holding) -> None:

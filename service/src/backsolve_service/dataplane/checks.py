@@ -25,12 +25,13 @@ def columns(matrix: Matrix, array: Array, what: str) -> Array:
     Raises:
         InvalidDtypeError: not the matrix's element type.
         InvalidShapeError: neither vectors nor columns of this matrix.
-        NonfiniteInputError: NaN or infinity in it.
+        NonfiniteInputError: NaN or infinity in it, and the matrix is no batch.
     """
     if array.dtype != matrix.dtype:
         raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
     vector = matrix.is_vector(array)
-    if not np.isfinite(array).all():
+    # Of a batch each system has its own status, so the good ones are solved.
+    if matrix.batch is None and not np.isfinite(array).all():
         raise NonfiniteInputError(f"{what} holds NaN or infinity: check what computed it")
     return array[..., None] if vector else array
 

@@ -1,6 +1,5 @@
 """The data plane: validate → fingerprint → cache → schedule → solve → certify. It knows no transport."""
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from ..cache.store import FactorCache
 from ..context import CallContext
 from ..engine.device import CPU, memory
 from ..engine.registry import methods, preconditioners
+from ..machine import usable_cpus
 from ..observer import OK, REFUSED, Observer, Reading, Silent
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
@@ -65,10 +65,10 @@ class PlaneConfig:
     """
 
     device: str = "cpu"
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cpus)
     cache_bytes: int = 2 * _GIB
-    max_payload_bytes: int = 8 * _GIB
-    queue_depth: int = 256
+    max_payload_bytes: int = _GIB
+    queue_depth: int = 128
     queue_bytes: int = 2 * _GIB
     instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     http_port: int | None = None

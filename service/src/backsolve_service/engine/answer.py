@@ -164,10 +164,18 @@ class _Run:
 
     def _unmet(self, evidence: Evidence) -> Array:
         """Columns that miss what was asked, or what a direct method owes in any case."""
+        missed = self._missed(evidence)
         if self.factor.direct:
-            missed = evidence.backward > direct_backward_error(self.dtype)
-            return missed if self.target is None else missed | ~(evidence.two <= self.target)
-        missed = ~(evidence.two <= self.target)
+            return missed | (evidence.backward > direct_backward_error(self.dtype))
+        return missed
+
+    def _missed(self, evidence: Evidence) -> Array:
+        """Columns that miss the tolerance that was asked for, or that an iterative method has by default."""
+        if self.target is None:
+            return np.zeros_like(evidence.two, dtype=bool)
+        missed = np.asarray(~(evidence.two <= self.target))
+        if self.factor.direct:
+            return missed
         if self.controls.rtol is None:
             # Nothing was asked: an answer that its element type cannot hold better is good.
             missed &= ~(evidence.backward <= ATTAINABLE * epsilon(self.dtype))
@@ -180,29 +188,30 @@ class _Run:
         if self.factor.direct:
             limit = 1 / epsilon(self.dtype)
             unmet = unmet | (evidence.condition >= limit) | ((self.factor.condition or 0.0) >= limit)
+        missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):
             return tuple((Status.OK,) * k for _ in range(count))
         grid: list[tuple[Status, ...]] = []
         for s, status in enumerate(systems_):
-            flags = zip(self.bad[s].tolist(), hopeless[s].tolist(), unmet[s].tolist(), strict=True)
+            flags = zip(*(grid_of[s].tolist() for grid_of in (self.bad, hopeless, missed, unmet)), strict=True)
             grid.append(tuple(self._status(status, *of_column) for of_column in flags))
         return tuple(grid)
 
-    def _status(self, system: Status, bad: bool, hopeless: bool, unmet: bool) -> Status:
+    def _status(self, system: Status, bad: bool, hopeless: bool, missed: bool, unmet: bool) -> Status:
         """The status of one column."""
         if bad:
             return Status.NONFINITE_INPUT
-        if self.factor.direct:
-            if system is not Status.OK:
-                return system
-            if hopeless:
-                return Status.SINGULAR_NUMERIC
-            return Status.ILL_CONDITIONED if unmet else Status.OK
-        if not (unmet or hopeless):
+        if not (self.factor.direct or unmet or hopeless):
             return Status.OK
-        # The method was content: rounding x to its element type spoilt it.
-        return Status.STAGNATION if system is Status.OK else system
+        if system is not Status.OK:
+            return system
+        if self.factor.direct and hopeless:
+            return Status.SINGULAR_NUMERIC
+        if self.factor.direct and not missed:
+            return Status.ILL_CONDITIONED if unmet else Status.OK
+        # Refinement gained no more; or an iterative method was content, and rounding x spoilt it.
+        return Status.STAGNATION
 
 
 def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
