@@ -1,13 +1,15 @@
 """`torch.compile(fullgraph=True)` of dense solves and `spsolve`, first order."""
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from backsolve import Client
-from backsolve.errors import SingularMatrixError
+from backsolve.errors import NotSupportedError, SingularMatrixError
 from backsolve.torch import LinearSolve, _compiled, solve, spsolve
 from support.tensors import close, dense, reference, rhs, scattered, sparse_pattern, values_on
 
@@ -104,3 +106,41 @@ def test_operations_are_well_formed(embedded: Client, kind: str) -> None:
     if kind == "sparse":
         lam: Tensor = rhs(71_930_258, (4, 2))
         torch.library.opcheck(torch.ops.backsolve.values_gradient, (lam, lam, number, "N", False))
+
+
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "grad"])
+def test_a_derivative_by_func_inside_a_graph_is_right_or_refused(transform: str, embedded: Client) -> None:
+    """PyTorch drops the tangent of a registered operation and returns zeros."""
+    a, b = dense(529_183_006), rhs(771_204_519, (6,))
+    inverse = torch.linalg.inv(a)
+
+    def inside(b: Tensor) -> Tensor:
+        f = functools.partial(solve, a, client=embedded)
+        if transform == "jvp":
+            return torch.func.jvp(f, (b,), (b,))[1]
+        if transform == "jacfwd":
+            return torch.func.jacfwd(f)(b)
+        return torch.func.grad(lambda v: f(v).sum())(b)
+
+    expected = {"jvp": inverse @ b, "jacfwd": inverse, "grad": inverse.mT.sum(-1)}[transform]
+    close(torch.compile(inside, backend="aot_eager")(b), expected)
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="NotSupportedError"):
+        torch.compile(inside, backend="aot_eager", fullgraph=True)(b)
+
+
+@pytest.mark.parametrize("primed", [False, True])
+def test_a_dual_number_in_a_graph_is_refused(primed: bool, embedded: Client) -> None:
+    a, b = dense(529_183_007), rhs(771_204_520, (6,))
+    compiled = torch.compile(functools.partial(solve, client=embedded), backend="aot_eager", fullgraph=True)
+    if primed:
+        compiled(a, b)
+    with forward_ad.dual_level(), pytest.raises(NotSupportedError, match="forward-mode"):
+        compiled(forward_ad.make_dual(a, a), b)
+
+
+def test_legacy_vmap_is_refused_with_the_way_out(embedded: Client) -> None:
+    a, b = dense(529_183_008), rhs(771_204_521, (6,)).requires_grad_()
+    x = solve(a, b, client=embedded)
+    with pytest.raises(NotSupportedError, match=r"torch\.func"):
+        torch.autograd.grad(x, b, torch.eye(6, dtype=x.dtype), is_grads_batched=True)

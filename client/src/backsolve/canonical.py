@@ -12,10 +12,13 @@ from typing import Any, final
 
 import numpy as np
 
-from .errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
+from .errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError, PayloadTooLargeError
 from .matrix import Matrix, check_dtype
 from .pattern import DensePattern, IndexArray, Pattern, square
 from .types import Array
+
+_MOST_ROWS = 2**31 - 1
+"""Row and column of an entry are sorted as one 64-bit number, and no direct method goes further."""
 
 
 @final
@@ -56,8 +59,11 @@ def from_coordinates(rows: IndexArray, columns: IndexArray, shape: tuple[int, in
 
     Raises:
         InvalidPatternError: an index lies outside the matrix.
+        PayloadTooLargeError: more rows than can be handled.
     """
     n = square(shape)[0]
+    if n > _MOST_ROWS:
+        raise PayloadTooLargeError(f"a matrix of {n} rows is too large: at most {_MOST_ROWS}", size=n, limit=_MOST_ROWS)
     rows, columns = np.asarray(rows), np.asarray(columns)
     if rows.shape != columns.shape or rows.ndim != 1:
         raise InvalidPatternError(f"row and column indices have shapes {rows.shape} and {columns.shape}")
@@ -120,10 +126,19 @@ class Canonical:
             return type(a)((self.entries.scatter(gradient), (a.row, a.col)), shape=a.shape)
         if a.format in ("csr", "csc"):
             return type(a)((self.entries.scatter(gradient), a.indices, a.indptr), shape=a.shape)
+        if a.format == "dia":
+            return self._like_diagonals(gradient)
         csr = a.tocsr()
         return type(csr)((gradient, self.matrix.pattern.indices, self.matrix.pattern.indptr), shape=a.shape).asformat(  # type: ignore[union-attr]
             a.format
         )
+
+    def _like_diagonals(self, gradient: Array) -> Any:
+        assert self.entries is not None
+        a = self.template
+        data = np.zeros(a.data.shape, dtype=gradient.dtype)
+        data[_diagonal_places(a)[2]] = self.entries.scatter(gradient)
+        return type(a)((data, a.offsets), shape=a.shape)
 
 
 class PatternMemo:
@@ -181,7 +196,17 @@ def as_array(values: Any, what: str) -> Array:
     """
     if is_sparse(values):
         raise InvalidShapeError(f"{what} is sparse; pass a dense array, e.g. {what}.toarray()")
-    array = np.asarray(values)
+    if values is None:
+        raise InvalidDtypeError(f"{what} is None; pass an array, e.g. of float64")
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InvalidDtypeError(f"{what} has masked entries; fill them first, e.g. {what}.filled(0.0) of float64")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise InvalidDtypeError(
+            f"{what} is no array of numbers (rows of one length, float64 or the like); "
+            "tensors of PyTorch go to backsolve.torch.solve"
+        ) from err
     return native(array, what)
 
 
@@ -218,6 +243,8 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
         return Canonical(Matrix(pattern, _cast(values, dtype)), None, A)
     shape = square(tuple(A.shape))
     memo = memo or PatternMemo(1)
+    if A.format == "dia":
+        return _diagonals(A, shape, dtype)
     source = A if A.format in ("csr", "csc", "coo") else A.tocsr()
     values = _cast(native(np.asarray(source.data), "A"), dtype)
     if source.format == "coo":
@@ -226,6 +253,21 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
         entries = memo.compressed(source.indptr, source.indices, shape, by_column=source.format == "csc")
     if values.shape != (source.indices.size if source.format != "coo" else source.row.size,):
         raise InvalidPatternError("A has another number of values than of indices")
+    return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
+
+
+def _diagonal_places(A: Any) -> tuple[IndexArray, IndexArray, Array]:
+    """Row and column of each number of a DIA matrix, and whether that is inside the matrix."""
+    columns = np.broadcast_to(np.arange(A.data.shape[1]), A.data.shape)
+    rows = columns - np.asarray(A.offsets)[:, None]
+    return rows, columns, (rows >= 0) & (rows < A.shape[0]) & (columns < A.shape[1])
+
+
+def _diagonals(A: Any, shape: tuple[int, int], dtype: "np.dtype[Any] | None") -> Canonical:
+    """A matrix of stored diagonals; its stored zeros count, which SciPy's own conversion drops."""
+    rows, columns, inside = _diagonal_places(A)
+    entries = from_coordinates(rows[inside], columns[inside], shape)
+    values = _cast(native(np.asarray(A.data), "A"), dtype)[inside]
     return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
 
 

@@ -14,7 +14,7 @@ from ._session import UNSET, Session, Timeout, Unset
 from ._transports.base import Transport
 from .canonical import Canonical, PatternMemo, as_array, canonicalise, is_sparse, native
 from .config import default_timeout, resolve
-from .errors import InvalidOptionError, InvalidPatternError
+from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .factorized import Factorized
 from .gradient import tangent_rhs, values_gradient
 from .matrix import Matrix
@@ -102,7 +102,7 @@ class Client:
             BacksolveError: the subclass tells why (see `backsolve.errors`).
         """
         options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
-        canonical, (rhs, start) = self._common(A, b=b, x0=x0)
+        canonical, (rhs, start) = self._common(A, b=as_array(b, "b"), x0=x0)
         assert rhs is not None
         return self._session.solve(canonical.matrix, rhs, options, start, timeout, on_failure)
 
@@ -183,7 +183,9 @@ class Client:
         options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
         _check_want(want, values_on, x)
         needs_x = "values" in want
-        canonical, (given, forward) = self._common(A, cotangent=cotangent, x=x if needs_x else None)
+        canonical, (given, forward) = self._common(
+            A, cotangent=as_array(cotangent, "the cotangent"), x=x if needs_x else None
+        )
         assert given is not None
         matrix = canonical.matrix
         if values_on == "server" and needs_x:
@@ -235,7 +237,7 @@ class Client:
 
         Args:
             A: as for `solve`.
-            x: the forward answer.
+            x: the forward answer; may be None when only b moves.
             A_tangent: like A, on the same stored entries; None: A does not move.
             b_tangent: shaped like x; None: b does not move.
 
@@ -250,13 +252,18 @@ class Client:
             raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
         tangents = None if A_tangent is None else canonicalise(A_tangent)
         extra = None if tangents is None else tangents.matrix.dtype
+        if A_tangent is not None and x is None:
+            raise InvalidOptionError("a tangent of A needs x, the forward answer")
         canonical, (forward, moved) = self._common(A, extra, x=x, b_tangent=b_tangent)
-        assert forward is not None
         matrix = canonical.matrix
         values = None
         if tangents is not None:
             if not matrix.pattern.same_as(tangents.matrix.pattern):
                 raise InvalidPatternError("A_tangent must have the stored entries of A, explicit zeros included")
+            if tangents.matrix.values.shape != matrix.values.shape:
+                raise InvalidShapeError(
+                    f"A_tangent has shape {tangents.matrix.values.shape}, A's values {matrix.values.shape}"
+                )
             values = tangents.matrix.values.astype(matrix.dtype, copy=False)
         rhs = tangent_rhs(matrix.pattern, values, forward, moved, trans)
         return self.jvp_matrix(matrix, rhs, options, timeout=timeout, on_failure=on_failure)
@@ -316,20 +323,34 @@ class Client:
         return canonicalise(a, common, self._memo), cast
 
 
-_default_lock = Lock()
-_default: list[Client] = []
+class _Default:
+    """The process-wide client, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._renew()
+        renew_after_fork(self, _Default._renew)
+
+    def _renew(self) -> None:
+        self._lock = Lock()
+
+    def get(self) -> Client:
+        with self._lock:
+            if self._client is None:
+                self._client = Client()
+            return self._client
+
+
+_default = _Default()
 
 
 def default_client() -> Client:
     """The process-wide client that framework adapters use when they are given none."""
-    with _default_lock:
-        if not _default:
-            _default.append(Client())
-        return _default[0]
+    return _default.get()
 
 
 def _check_want(want: tuple[Want, ...], values_on: str, x: Any) -> None:
-    if not want or not set(want) <= {"b", "values"}:
+    if not isinstance(want, tuple | list) or not want or any(name not in ("b", "values") for name in want):
         raise InvalidOptionError("want must name 'b', 'values', or both")
     if values_on not in ("client", "server"):
         raise InvalidOptionError("values_on must be 'client' or 'server'")

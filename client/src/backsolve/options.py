@@ -31,7 +31,7 @@ def make_options(
             maxiter=None if maxiter is None else operator.index(maxiter),
             refine=None if refine is None else operator.index(refine),
         )
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError) as err:
         if isinstance(err, InvalidOptionError):
             raise
         raise InvalidOptionError(

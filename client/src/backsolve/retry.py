@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar, final
 
-from .errors import WIRE, BacksolveError, DeadlineError, UnreachableError
+from .errors import WIRE, BacksolveError, DeadlineError, InvalidOptionError, UnreachableError
 
 T = TypeVar("T")
 
@@ -23,9 +23,14 @@ class Budget:
     Args:
         timeout: seconds, or None for no limit.
         met_before: whether this server has answered before.
+
+    Raises:
+        InvalidOptionError: the timeout is neither.
     """
 
     def __init__(self, timeout: float | None, *, met_before: bool) -> None:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise InvalidOptionError("timeout must be a number of seconds above 0, or None for no limit")
         self._started = time.monotonic()
         self._timeout = timeout
         self._met_before = met_before

@@ -2,8 +2,9 @@
 
 A graph holds tensors, numbers and strings, no Python objects: the client and the pattern travel as
 integers, and the digests as a tensor of bytes from the forward to the adjoint, which therefore
-hashes nothing. Dynamo refuses an `autograd.Function` with a `jvp`, and a registered operation
-refuses `torch.func`: hence both forms, chosen by `torch.compiler.is_compiling()`. First order only.
+hashes nothing. Dynamo refuses an `autograd.Function` with a `jvp`, and a registered operation has
+no rule for forward mode, of which PyTorch drops the tangent without a word: hence both forms,
+chosen by `torch.compiler.is_compiling()`, and a refusal of what this form cannot do. First order only.
 """
 
 import weakref
@@ -12,10 +13,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from .._session import UNSET, Timeout, Unset
 from ..client import Client, default_client
-from ..errors import InvalidOptionError
+from ..errors import InvalidOptionError, NotSupportedError
 from ..matrix import Matrix
 from ..options import check_trans, make_options
 from ..pattern import AnyPattern, DensePattern, Pattern
@@ -55,6 +59,13 @@ def _object(number: int) -> "Client | Pattern":
     return found
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _inside_derivative() -> bool:
+    """Whether the code being traced stands inside `torch.func.grad`, `jvp` or what is made of them."""
+    levels = retrieve_all_functorch_interpreters()
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels)
+
+
 def solve(
     values: Tensor,
     b: Tensor,
@@ -65,7 +76,16 @@ def solve(
     timeout: Timeout,
     on_failure: OnFailure,
 ) -> Tensor:
-    """Solve inside a graph; `pattern` None stands for a dense matrix."""
+    """Solve inside a graph; `pattern` None stands for a dense matrix.
+
+    Raises:
+        NotSupportedError: inside a derivative of `torch.func`.
+    """
+    if _inside_derivative():
+        raise NotSupportedError(
+            "inside torch.compile, torch.func's derivatives of a solve are not available: compile the function and "
+            "take the derivative outside, or leave this solve out of the graph"
+        )
     seconds, by_default = (None, True) if isinstance(timeout, Unset) else (timeout, False)
     x: Tensor = _solve(
         values,
@@ -110,6 +130,8 @@ def _solve(
     on_failure: str,
 ) -> tuple[Tensor, Tensor]:
     """x, and the digests of the matrix."""
+    if forward_ad._current_level >= 0:
+        raise NotSupportedError("a compiled solve has no forward-mode derivative: call it without torch.compile")
     spec = (method, preconditioner, trans, rtol, atol, maxiter, refine, timeout, default_timeout, on_failure)
     request = Request(_system(values, pattern, client, spec), adjoint)
     matrix = _matrix(request.system.pattern, values, digest)

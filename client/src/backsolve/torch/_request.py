@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._session import Timeout
 from ..client import Client
+from ..errors import NotSupportedError
 from ..matrix import Matrix
 from ..pattern import AnyPattern
 from ..types import Array, Certificate, OnFailure, Options
@@ -150,7 +151,16 @@ def call(
 
 
 def to_array(tensor: Tensor) -> Array:
-    """The numbers of a tensor in C order; a view where it already lies so in host memory."""
+    """The numbers of a tensor in C order; a view where it already lies so in host memory.
+
+    Raises:
+        NotSupportedError: the tensor is one of PyTorch's legacy vmap.
+    """
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):
+        raise NotSupportedError(
+            "is_grads_batched, vectorize=True and check_batched_grad use PyTorch's legacy vmap, which cannot map a "
+            "solve: use torch.func.vmap, jacrev or jacfwd"
+        )
     return np.ascontiguousarray(tensor.detach().numpy(force=True))
 
 

@@ -16,6 +16,9 @@ from .refine import refine
 from .scaling import exponents, magnitude, shift
 from .tolerance import ATTAINABLE, REFINEMENTS, direct_backward_error, epsilon, iterative_rtol, safe_magnitude
 
+_SOLVED = 1e-2
+"""An iterative answer whose residual is above this part of b has not solved its system."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -176,18 +179,19 @@ class _Run:
         missed = np.asarray(~(evidence.two <= self.target))
         if self.factor.direct:
             return missed
-        if self.controls.rtol is None:
-            # Nothing was asked: an answer that its element type cannot hold better is good.
-            missed &= ~(evidence.backward <= ATTAINABLE * epsilon(self.dtype))
+        if self.controls.rtol is None and self.controls.atol is None:
+            # Nothing was asked: an answer that its element type cannot hold better is good. But a
+            # huge x makes any backward error small: of an inconsistent system it solves nothing.
+            attained = evidence.backward <= ATTAINABLE * epsilon(self.dtype)
+            missed &= ~(attained & (evidence.relative < _SOLVED))
         return missed
 
     def _statuses(self, x: Array, evidence: Evidence, systems_: tuple[Status, ...]) -> tuple[tuple[Status, ...], ...]:
         count, k = int(x.shape[0]), int(x.shape[2])
         unmet = self._unmet(evidence)
         hopeless = np.asarray(~np.isfinite(x).all(axis=1))
-        if self.factor.direct:
-            limit = 1 / epsilon(self.dtype)
-            unmet = unmet | (evidence.condition >= limit) | ((self.factor.condition or 0.0) >= limit)
+        limit = 1 / epsilon(self.dtype)
+        unmet = unmet | (evidence.condition >= limit) | ((self.factor.condition or 0.0) >= limit)
         missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):
@@ -204,11 +208,11 @@ class _Run:
             return Status.NONFINITE_INPUT
         if not (self.factor.direct or unmet or hopeless):
             return Status.OK
-        if system is not Status.OK:
+        if system is not Status.OK and (self.factor.direct or missed or hopeless):
             return system
         if self.factor.direct and hopeless:
             return Status.SINGULAR_NUMERIC
-        if self.factor.direct and not missed:
+        if not (missed or hopeless):
             return Status.ILL_CONDITIONED if unmet else Status.OK
         # Refinement gained no more; or an iterative method was content, and rounding x spoilt it.
         return Status.STAGNATION
