@@ -23,7 +23,7 @@ CHECKS := check-style check-types check-layers check-proto check-files
 
 -include deploy/containers.mk
 
-.PHONY: help setup demo serve test lint bench $(CHECKS)
+.PHONY: help setup demo serve test test-gpu lint bench $(CHECKS)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ serve: $(READY)  ## run the service on 127.0.0.1:8080 (REST) and :50051 (gRPC) u
 
 test: $(READY) lint  ## run all checks, then all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not containers" $(ARGS)
+
+test-gpu: $(READY)  ## run the tests that need a CUDA device; without one they are skipped, and say so
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -ra $(ARGS)
 
 lint: $(CHECKS)  ## style, types, layers, proto, list of files
 

@@ -23,8 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transport", choices=["http", "grpc"], default="http")
     parser.add_argument("--compare", type=Path, default=EMBEDDED_LOSSES, help="losses of the embedded run")
+    parser.add_argument("--losses", type=Path, help="where the losses of this run go")
     options, rest = parser.parse_known_args()
-    losses = Path("out") / f"losses-{options.transport}.json"
+    losses = options.losses or Path("out") / f"losses-{options.transport}.json"
     picture = Path("out") / f"demo-{options.transport}.png"
     with local_server() as server:
         environment = os.environ | {"BACKSOLVE_URL": getattr(server, options.transport)}

@@ -1,16 +1,19 @@
 """Everything that the README shows is run, and what it says of versions and fields is true."""
 
 import dataclasses
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from backsolve import Certificate
+from backsolve import Certificate, Client
 from support.servers import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,14 +24,40 @@ SHELL = [body for language, body in BLOCKS if language == "sh"]
 MAKE = [body for body in SHELL if body.startswith("make ")]
 OTHER = [body for body in SHELL if body not in MAKE]
 
+# A make that is running these tests would hand its own arguments on to the ones they start.
+OF_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "REMOTE"}
 
-def run(command: list[str], tmp_path: Path) -> str:
-    """Run a block in the root, warnings as errors, without the caller's own BACKSOLVE_* variables."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKSOLVE_")}
-    environment |= {"PYTHONWARNINGS": "error", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+def surroundings(**more: str) -> dict[str, str]:
+    """The environment without the caller's own BACKSOLVE_* variables; warnings are errors."""
+    own = {name: at for name, at in os.environ.items() if not name.startswith("BACKSOLVE_") and name not in OF_MAKE}
+    return own | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"} | more
+
+
+def run(command: list[str], scratch: Path, folder: Path = ROOT) -> str:
+    """Run a command to its end, with a place for its temporary files; gives what it printed."""
+    environment = surroundings(TMPDIR=str(scratch))
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def make(line: str, *more: str) -> list[str]:
+    """A line of the README as a command, with a set-up that is taken as done."""
+    program, *arguments = line.split()
+    assert program == "make"
+    return ["make", "--assume-old=.venv/.ready", *arguments, *more]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as `make` sees it, with an `out/` of its own and the running interpreter's environment."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for entry in ROOT.iterdir():
+        if entry.name not in {".git", ".venv", "out"}:
+            (folder / entry.name).symlink_to(entry)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
 
 
 def addressed(block: str, server: ServerProcess) -> str:
@@ -75,10 +104,53 @@ def test_the_numpy_example_reuses_one_factor(tmp_path: Path):
     assert hit == "True"
 
 
-@pytest.mark.parametrize("block", MAKE)
-def test_make_targets_exist(block: str):
-    for line in block.splitlines():
-        subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+def test_make_demo_learns_and_draws(checkout: Path, tmp_path: Path):
+    assert "make demo" in MAKE[0].splitlines()
+    printed = run(make("make demo", "ARGS=--steps 6"), tmp_path, checkout)
+    losses = json.loads((checkout / "out" / "losses.json").read_text())
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert (checkout / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"solved by +this process", printed)
+
+
+@pytest.mark.parametrize(("remote", "url"), [("1", "http://127.0.0.1:"), ("grpc", "grpc://127.0.0.1:")])
+def test_make_demo_on_a_server_loses_the_same(remote: str, url: str, checkout: Path, tmp_path: Path):
+    assert re.search(r"`make\s+demo\s+REMOTE=1`", README)
+    if not (checkout / "out" / "losses.json").exists():
+        run(make("make demo", "ARGS=--steps 6 --no-plot"), tmp_path, checkout)
+    printed = run(make("make demo", f"REMOTE={remote}", "ARGS=--steps 6 --no-plot"), tmp_path, checkout)
+    assert f"solved by                 {url}" in printed
+    assert "losses, embedded run      the same" in printed
+    assert not list((checkout / "out").glob("demo-*.png"))
+
+
+def test_make_serve_announces_solves_and_ends(checkout: Path):
+    assert "make serve\n" in MAKE
+    environment = surroundings(BACKSOLVE_HTTP_PORT="0", BACKSOLVE_GRPC_PORT="0")
+    with subprocess.Popen(
+        make("make serve"), cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        announced = json.loads(process.stdout.readline())
+        try:
+            host = announced["host"]
+            for url in (f"http://{host}:{announced['http_port']}", f"grpc://{host}:{announced['grpc_port']}"):
+                with Client(url) as client:
+                    np.testing.assert_allclose(client.solve(np.diag([2.0, 4.0]), np.ones(2)).x, [0.5, 0.25])
+        finally:
+            os.kill(announced["pid"], signal.SIGTERM)
+        rest, log = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert rest == ""
+    assert [json.loads(line)["message"] for line in log.splitlines()][-1] == "stopped"
+
+
+@pytest.mark.parametrize("line", [line for block in MAKE for line in block.splitlines()])
+def test_make_lines_are_understood(line: str, checkout: Path, tmp_path: Path):
+    """`make test` would run these tests again, so what it would do is only listed."""
+    listed = run([*line.split(), "--dry-run"], tmp_path, checkout)
+    assert {"make demo": "heat_inverse.py", "make serve": "backsolve-service", "make test": "pytest"}[line] in listed
 
 
 def test_a_target_that_does_not_exist_is_noticed():
@@ -86,11 +158,11 @@ def test_a_target_that_does_not_exist_is_noticed():
         subprocess.run(["make", "no-such-target", "--dry-run"], cwd=ROOT, capture_output=True, check=True)
 
 
-def test_make_targets_named_in_the_text_exist():
-    named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"`make\s+([a-z-]+)", README))
+def test_make_targets_named_in_the_text_exist(checkout: Path, tmp_path: Path):
+    named = set(re.findall(r"`make\s+([a-z-]+)", README)) - {"test"}  # above
     for target in named:
-        subprocess.run(["make", target, "--dry-run"], cwd=ROOT, capture_output=True, check=True)
-    assert {"demo", "test", "bench"} <= named
+        run(["make", target, "--dry-run"], tmp_path, checkout)
+    assert {"demo", "bench", "test-containers", "test-gpu"} <= named
 
 
 def test_links_lead_somewhere():
