@@ -21,6 +21,43 @@ CLIENT_ONLY = {
 }
 
 
+# How each error travels, written out a second time: (gRPC status, HTTP status, retry).
+# A code that one of the transports never sends has an entry there all the same, for the day a proxy asks.
+TABLE = {
+    "MALFORMED": ("INVALID_ARGUMENT", 400, "no"),
+    "INVALID_SHAPE": ("INVALID_ARGUMENT", 422, "no"),
+    "INVALID_DTYPE": ("INVALID_ARGUMENT", 422, "no"),
+    "INVALID_PATTERN": ("INVALID_ARGUMENT", 422, "no"),
+    "INVALID_OPTION": ("INVALID_ARGUMENT", 422, "no"),
+    "NONFINITE_INPUT": ("INVALID_ARGUMENT", 422, "no"),
+    "SINGULAR_MATRIX": ("FAILED_PRECONDITION", 422, "no"),
+    "NOT_POSITIVE_DEFINITE": ("FAILED_PRECONDITION", 422, "no"),
+    "NOT_SUPPORTED": ("UNIMPLEMENTED", 501, "no"),
+    "UNSUPPORTED_MEDIA": ("INVALID_ARGUMENT", 415, "no"),
+    "NOT_ACCEPTABLE": ("INVALID_ARGUMENT", 406, "no"),
+    "NEED_MATRIX": ("NOT_FOUND", 404, "payload"),
+    "NEED_VALUES": ("NOT_FOUND", 404, "payload"),
+    "NOT_FOUND": ("NOT_FOUND", 404, "no"),
+    "DIGEST_MISMATCH": ("DATA_LOSS", 422, "once"),
+    "PAYLOAD_TOO_LARGE": ("RESOURCE_EXHAUSTED", 413, "no"),
+    "MEMORY_BUDGET": ("RESOURCE_EXHAUSTED", 507, "no"),
+    "QUEUE_FULL": ("UNAVAILABLE", 503, "backoff"),
+    "DRAINING": ("UNAVAILABLE", 503, "backoff"),
+    "RATE_LIMITED": ("RESOURCE_EXHAUSTED", 429, "backoff"),
+    "DEVICE_OUT_OF_MEMORY": ("RESOURCE_EXHAUSTED", 507, "no"),
+    "DEADLINE": ("DEADLINE_EXCEEDED", 504, "caller"),
+    "CANCELLED": ("CANCELLED", 499, "caller"),
+    "UNAUTHENTICATED": ("UNAUTHENTICATED", 401, "no"),
+    "PERMISSION_DENIED": ("PERMISSION_DENIED", 403, "no"),
+    "UNREACHABLE": ("UNAVAILABLE", 503, "backoff"),
+    "INTERNAL": ("INTERNAL", 500, "once"),
+}
+
+
+def test_every_error_travels_as_the_table_says() -> None:
+    assert {code.name: (form.grpc, form.http, form.retry) for code, form in WIRE.items()} == TABLE
+
+
 def test_every_code_has_a_wire_form_and_a_class() -> None:
     assert set(WIRE) == set(ErrorCode)
     assert set(BY_CODE) == set(ErrorCode)

@@ -8,39 +8,8 @@ from backsolve.errors import InvalidDtypeError
 from backsolve.fingerprint import matrix_ref, pattern_digest, values_digest
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
+from support.collisions import collision_set
 from support.systems import convection
-
-
-def collision_set() -> dict[str, tuple[Pattern, np.ndarray]]:
-    """Matrices that a sampled or summed key would confuse with the first one."""
-    a = convection(6)
-    pattern = Pattern.from_csr(a)
-    values = a.data
-    swapped, flipped, moved, zeroed = (values.copy() for _ in range(4))
-    swapped[[10, 11]] = swapped[[11, 10]]
-    flipped[17] = -flipped[17]
-    diagonal = np.flatnonzero(pattern.rows == pattern.indices)
-    moved[diagonal[2]] += 1.0
-    moved[diagonal[5]] -= 1.0
-    zeroed[4] = 0.0
-    permuted = np.random.default_rng(271_828_459).permutation(values)
-    negative_zero = zeroed.copy()
-    negative_zero[4] = -0.0
-    wider = a.copy()
-    wider.data[4] = 0.0
-    wider.eliminate_zeros()
-    return {
-        "original": (pattern, values),
-        "two values swapped": (pattern, swapped),
-        "one sign flipped": (pattern, flipped),
-        "mass moved on the diagonal": (pattern, moved),
-        "values permuted": (pattern, permuted),
-        "another type": (pattern, values.astype(np.float32)),
-        "an explicit zero": (pattern, zeroed),
-        "a negative zero": (pattern, negative_zero),
-        "the zero not stored": (Pattern.from_csr(wider), wider.data),
-        "complex": (pattern, values.astype(np.complex128)),
-    }
 
 
 def test_the_collision_set_has_no_collisions() -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from backsolve import Client
+from backsolve._transports import discover
 from backsolve._transports.discover import DiscoveringTransport
+from backsolve._transports.grpc import GrpcTransport
 from backsolve._transports.http import HttpTransport
 from backsolve.errors import BacksolveError, UnreachableError
 from support.servers import ServerProcess, free_port
@@ -48,6 +50,23 @@ def test_a_host_is_asked_what_it_offers(server: ServerProcess) -> None:
         transport = client.transport
         assert isinstance(transport, DiscoveringTransport)
         assert isinstance(transport.chosen(1.0), HttpTransport)
+
+
+def test_a_host_without_http_is_asked_over_grpc(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discover, "GRPC_PORT", server.grpc_port)
+    a, b = convection(6, seed=274_093_518), random_like((36,), "float64", 640_155_927)
+    with Client(f"backsolve://127.0.0.1:{free_port()}") as client:
+        solution = client.solve(a, b)
+        pulled = client.vjp(a, solution.x, b)
+        transport = client.transport
+        assert isinstance(transport, DiscoveringTransport)
+        chosen = transport.chosen(1.0)
+        assert isinstance(chosen, GrpcTransport)
+        assert client.info().grpc_port == server.grpc_port
+        assert client.stats()["solves"] > 0
+        assert transport.chosen(1.0) is chosen
+    np.testing.assert_allclose(a @ solution.x, b, atol=1e-12)
+    np.testing.assert_allclose(a.T @ pulled.b, b, atol=1e-12)
 
 
 def test_a_host_that_offers_nothing_is_named() -> None:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import backsolve.client as client_module
 from backsolve import Client, Pattern
 from backsolve.torch import solve, spsolve
+from support.servers import ServerProcess
 from support.systems import convection, laplacian
 from support.tensors import close, dense, reference, rhs, sparse_pattern, values_on
 
+TRANSPORTS = ("embedded", "http", "grpc")
 COUNTED = ("factorizations", "solves", "adjoint_solves", "tangent_solves")
 
 
@@ -157,13 +160,25 @@ class _Systems(Dataset[Tensor]):
 
 
 @pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
-def test_data_loader_workers_after_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parent's engine is in use before the workers are forked."""
+@pytest.mark.parametrize("way", TRANSPORTS)
+def test_data_loader_workers_after_fork(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The parent's client is in use before the workers are forked."""
     monkeypatch.delenv("BACKSOLVE_URL", raising=False)
+    if way != "embedded":
+        server: ServerProcess = request.getfixturevalue("server")
+        monkeypatch.setenv("BACKSOLVE_URL", server.http_url if way == "http" else server.grpc_url)
+    # The process-wide client of the other tests has been opened without that variable.
+    monkeypatch.setattr(client_module, "_default", client_module._Default())
     systems = _Systems()
-    here = torch.stack([systems[index] for index in range(len(systems))])
-    loader = DataLoader(systems, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
-    close(torch.cat(list(loader)), here)
+    with client_module.default_client() as process_wide:
+        here = torch.stack([systems[index] for index in range(len(systems))])
+        before = process_wide.stats()["solves"]
+        loader = DataLoader(systems, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+        close(torch.cat(list(loader)), here)
+        # A worker of its own engine leaves the parent's counters alone; a server counts everybody.
+        assert process_wide.stats()["solves"] - before == (0 if way == "embedded" else len(systems))
 
 
 def test_a_first_iterate_decides_the_method_of_the_backward_too(embedded: Client) -> None:
