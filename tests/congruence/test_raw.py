@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
-from backsolve import _framing, _protocol
-from backsolve._rpcstatus import DETAILS_KEY, decode_error
+from backsolve._rest.body import MEDIA_TYPE, encode
+from backsolve._rpc import calls, framing
+from backsolve._rpc.status import DETAILS_KEY, decode_error
 from backsolve._transports.base import PutCall, SolveCall
-from backsolve._wire import MEDIA_TYPE, encode
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import ErrorCode, MatrixRef, Options
@@ -72,10 +72,10 @@ class Upload:
         return ask(port, "PUT", f"/v1/matrices/{self.ref.key}", body, MEDIA_TYPE)
 
     def over_grpc(self, channel: grpc.Channel) -> Any:
-        message = solver.PutRequest(matrix=_protocol.encode_ref(self.ref), layout=solver.LAYOUT_CSR, n=self.n)
+        message = solver.PutRequest(matrix=calls.encode_ref(self.ref), layout=solver.LAYOUT_CSR, n=self.n)
         for name, array in self.tensors.items():
-            getattr(message, name).CopyFrom(_framing.describe(array))
-        _framing.embed(message, self.tensors)
+            getattr(message, name).CopyFrom(framing.describe(array))
+        framing.embed(message, self.tensors)
         return MatricesStub(channel).Put(iter([solver.Frame(put=message)]), timeout=60)
 
 
@@ -138,11 +138,11 @@ class Ask:
         options = {**(self.options or {})}
         if "trans" in options:
             options["trans"] = dict(types.Trans.items()).get(f"TRANS_{options['trans']}", 77)
-        message = solver.SolveRequest(matrix=_protocol.encode_ref(self.ref), options=types.Options(**options))
+        message = solver.SolveRequest(matrix=calls.encode_ref(self.ref), options=types.Options(**options))
         arrays = {{"b": "rhs"}.get(name, name): array for name, array in self.tensors.items()}
         for name, array in arrays.items():
-            getattr(message, name).CopyFrom(_framing.describe(array))
-        _framing.embed(message, arrays)
+            getattr(message, name).CopyFrom(framing.describe(array))
+        framing.embed(message, arrays)
         return SolverStub(channel).Solve(message, timeout=60)
 
 
@@ -188,10 +188,10 @@ IN_BINARY_ONLY = {"b of another type", "complex b", "integer b", "x0 of another 
 
 @pytest.fixture(scope="module")
 def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", _framing.channel_options()) as opened:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", framing.channel_options()) as opened:
         stub = MatricesStub(opened)
-        message, arrays = _protocol.encode_put(PutCall(RIGHT.ref, RIGHT))
-        _framing.embed(message, arrays)
+        message, arrays = calls.encode_put(PutCall(RIGHT.ref, RIGHT))
+        framing.embed(message, arrays)
         stub.Put(iter([solver.Frame(put=message)]), timeout=60)
         yield opened
 
@@ -216,7 +216,7 @@ def _refused_over_grpc(call: Any) -> str:
 def test_what_is_not_broken_is_taken(server: ServerProcess, channel: grpc.Channel) -> None:
     """The faults below are the only ones: without them both ways answer."""
     assert Upload().over_http(server.http_port).status in (200, 201)
-    assert Upload().over_grpc(channel).matrix == _protocol.encode_ref(RIGHT.ref)
+    assert Upload().over_grpc(channel).matrix == calls.encode_ref(RIGHT.ref)
     good = Ask(B, {"method": "superlu", "trans": "T", "rtol": 1e-9, "refine": 2})
     for reply in (good.over_http(server.http_port), good.as_json(server.http_port)):
         assert reply.status == 200, reply.body
@@ -257,7 +257,7 @@ BYTES = {
 def test_bytes_that_are_no_call_have_one_code(
     server: ServerProcess, channel: grpc.Channel, kind: str, media: str
 ) -> None:
-    cut = _protocol.encode_solve(SolveCall(RIGHT.ref, Options(), B))[0].SerializeToString()[:-3]
+    cut = calls.encode_solve(SolveCall(RIGHT.ref, Options(), B))[0].SerializeToString()[:-3]
     message = cut if kind == "cut short" else BYTES[kind]
     raw = channel.unary_unary("/backsolve.v1.Solver/Solve")
     assert _refused_over_http(ask(server.http_port, "POST", "/v1/solve", BYTES[kind], media)) == "MALFORMED"

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backsolve._documents import ref_from_key
-from backsolve._messages import put_body, read_solve_reply, solve_body
+from backsolve._rest.body import MEDIA_TYPE, Body, decode
+from backsolve._rest.documents import ref_from_key
+from backsolve._rest.messages import put_body, read_solve_reply, solve_body
 from backsolve._transports.base import PutCall, SolveCall, SolveReply
-from backsolve._wire import MEDIA_TYPE, Body, decode
 from backsolve.errors import WIRE, BacksolveError, from_wire
 from backsolve.matrix import Matrix
 from backsolve.types import ErrorCode, MatrixRef, Options

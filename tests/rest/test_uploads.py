@@ -9,7 +9,7 @@ import pytest
 from scipy.io import mmwrite
 from scipy.sparse import coo_array, csc_array, csr_array, random_array, save_npz
 
-from backsolve._wire import MEDIA_TYPE, encode
+from backsolve._rest.body import MEDIA_TYPE, encode
 from backsolve.canonical import canonicalise
 from backsolve.errors import BacksolveError, PayloadTooLargeError
 from backsolve_service.rest.uploads import READERS, read_matrix

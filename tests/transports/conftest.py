@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from backsolve._framing import channel_options
+from backsolve._rpc.framing import channel_options
 from backsolve._transports.base import PutCall
 from backsolve._transports.grpc import GrpcTransport
 from backsolve.matrix import Matrix

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from backsolve import _framing, _replies
+from backsolve._rpc import framing, replies
 from backsolve._transports.base import SolveCall, SolveReply
 from backsolve._transports.grpc import GrpcTransport
 from backsolve.errors import (
@@ -158,7 +158,7 @@ def test_a_closed_transport_says_so(foreign):
 
 def test_an_answer_of_another_shape_is_not_believed():
     certificate = Certificate(Status.OK, "lu", "", "float64", 0, 0.0, 0.0, None, False, False, Timings(), "x")
-    message, arrays = _replies.encode_solved(SolveReply(np.ones(3), certificate))
-    _framing.embed(message, arrays)
+    message, arrays = replies.encode_solved(SolveReply(np.ones(3), certificate))
+    framing.embed(message, arrays)
     with serve(lambda request, context: message) as transport, pytest.raises(MalformedError, match="another shape"):
         ask(transport, "auto")

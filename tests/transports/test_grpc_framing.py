@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from backsolve import _framing, _streams
-from backsolve._framing import CHUNK_BYTES, Assembler
+from backsolve._rpc import framing, streams
+from backsolve._rpc.framing import CHUNK_BYTES, Assembler
 from backsolve.errors import InvalidDtypeError, MalformedError, PayloadTooLargeError
 from backsolve.v1 import solver_pb2, types_pb2
 from support.systems import random_like
@@ -13,7 +13,7 @@ RHS, X0 = 3, 4  # field numbers in SolveRequest
 
 
 def announced(**arrays):
-    tensors = {name: _framing.describe(array) for name, array in arrays.items()}
+    tensors = {name: framing.describe(array) for name, array in arrays.items()}
     return solver_pb2.SolveRequest(**tensors)
 
 
@@ -24,7 +24,7 @@ def test_arrays_arrive_bit_by_bit_in_pieces(dtype, size):
     other = random_like((7, 3), "complex128", 640_215_983)
     message = announced(rhs=given, x0=other)
     target = Assembler(message, None)
-    pieces = list(_framing.chunks(message, {"rhs": given, "x0": other}))
+    pieces = list(framing.chunks(message, {"rhs": given, "x0": other}))
     for piece in sorted(pieces, key=lambda p: (p[1], -p[0])):  # tensors may alternate
         target.add(*piece)
     assert target.complete
@@ -38,14 +38,14 @@ def test_strided_reversed_and_foreign_byte_order_is_sent_by_value():
     base = random_like((6, 8), "float64", 571_038_246)
     for given in (base[::2, ::-1], base.T, base.astype(">f8"), np.asfortranarray(base)):
         message = announced(rhs=given)
-        _framing.embed(message, {"rhs": given})
-        np.testing.assert_array_equal(_framing.embedded(message, None)["rhs"], given)
+        framing.embed(message, {"rhs": given})
+        np.testing.assert_array_equal(framing.embedded(message, None)["rhs"], given)
 
 
 def test_element_types_that_cannot_be_sent_have_their_error():
     for dtype in ("float16", "uint8", "bool", "U3", "O"):
         with pytest.raises(InvalidDtypeError, match="convert"):
-            _framing.describe(np.zeros(3, dtype))
+            framing.describe(np.zeros(3, dtype))
 
 
 BAD_PIECES = {
@@ -111,7 +111,7 @@ def test_an_upload_sends_its_chunks_only_when_told():
     message = announced(rhs=np.zeros(CHUNK_BYTES // 4))
     sent: list[int] = []
     header = solver_pb2.Frame(solve=message)
-    upload = _streams.Upload(header, _streams.chunk_frames(message, {"rhs": np.zeros(CHUNK_BYTES // 4)}), sent.append)
+    upload = streams.Upload(header, streams.chunk_frames(message, {"rhs": np.zeros(CHUNK_BYTES // 4)}), sent.append)
     assert next(upload) == header
     assert sent == []
     upload.go()
@@ -122,11 +122,11 @@ def test_an_upload_sends_its_chunks_only_when_told():
 
 
 def test_elements_travel_in_parts_and_in_order():
-    elements = [types_pb2.Element(iterations=i) for i in range(2 * _framing.ELEMENTS_PER_FRAME + 5)]
-    frames = list(_streams.element_frames(elements))
-    assert max(frame.ByteSize() for frame in frames) < _framing.MESSAGE_BYTES // 2
+    elements = [types_pb2.Element(iterations=i) for i in range(2 * framing.ELEMENTS_PER_FRAME + 5)]
+    frames = list(streams.element_frames(elements))
+    assert max(frame.ByteSize() for frame in frames) < framing.MESSAGE_BYTES // 2
     arrived: list[types_pb2.Element] = []
-    _streams.receive(frames, Assembler(solver_pb2.SolveResponse(), None), arrived)
+    streams.receive(frames, Assembler(solver_pb2.SolveResponse(), None), arrived)
     assert arrived == elements
     largest = types_pb2.Element(status=10, iterations=2**62, relative_residual=1.5, backward_error=0.5)
-    assert largest.ByteSize() + 2 <= _framing.ELEMENT_BYTES
+    assert largest.ByteSize() + 2 <= framing.ELEMENT_BYTES

@@ -4,9 +4,9 @@ import grpc
 import numpy as np
 import pytest
 
-from backsolve import _protocol
-from backsolve._framing import CHUNK_BYTES
-from backsolve._rpcstatus import DETAILS_KEY, decode_error
+from backsolve._rpc import calls
+from backsolve._rpc.framing import CHUNK_BYTES
+from backsolve._rpc.status import DETAILS_KEY, decode_error
 from backsolve._transports.base import PutCall, SolveCall
 from backsolve.errors import (
     BacksolveError,
@@ -40,7 +40,7 @@ def error_of(call) -> BacksolveError:
 
 
 def header(held, rhs: Tensor) -> Frame:
-    return Frame(solve=solver_pb2.SolveRequest(matrix=_protocol.encode_ref(held.ref), rhs=rhs))
+    return Frame(solve=solver_pb2.SolveRequest(matrix=calls.encode_ref(held.ref), rhs=rhs))
 
 
 def chunk(offset: int, data: bytes, tensor: int = RHS) -> Frame:
@@ -60,7 +60,7 @@ STREAMS = {
     "short digest": lambda held: [
         Frame(solve=solver_pb2.SolveRequest(matrix=types_pb2.MatrixRef(pattern=b"p" * 31, values=b"v" * 32), rhs=WHOLE))
     ],
-    "no right-hand side": lambda held: [Frame(solve=solver_pb2.SolveRequest(matrix=_protocol.encode_ref(held.ref)))],
+    "no right-hand side": lambda held: [Frame(solve=solver_pb2.SolveRequest(matrix=calls.encode_ref(held.ref)))],
     "second header": lambda held: [header(held, EIGHT), header(held, EIGHT)],
     "ends early": lambda held: [header(held, EIGHT), chunk(0, b"x" * 32)],
     "no chunks": lambda held: [header(held, EIGHT)],
@@ -105,7 +105,7 @@ def test_a_declared_size_over_the_limit_is_refused_though_nothing_is_sent(channe
 def test_a_unary_call_over_4_mib_names_the_stream(channel, held):
     data = bytes(5 << 20)
     tensor = Tensor(dtype=F64, shape=[8, len(data) // 64], nbytes=len(data), data=data)
-    request = solver_pb2.SolveRequest(matrix=_protocol.encode_ref(held.ref), rhs=tensor)
+    request = solver_pb2.SolveRequest(matrix=calls.encode_ref(held.ref), rhs=tensor)
     error = error_of(lambda: SolverStub(channel).Solve(request, timeout=TIMEOUT))
     assert isinstance(error, PayloadTooLargeError)
     assert "SolveStream" in str(error)
@@ -120,7 +120,7 @@ def test_a_unary_call_whose_reply_outgrows_a_message_names_the_stream(channel, t
     transport.put(PutCall(matrix.ref, matrix), TIMEOUT)
     vector = Tensor(dtype=F64, shape=[n], nbytes=8 * n, data=np.ones(n).tobytes())
     request = solver_pb2.VjpRequest(
-        matrix=_protocol.encode_ref(matrix.ref), cotangent=vector, x=vector, want=[solver_pb2.WANT_VALUES]
+        matrix=calls.encode_ref(matrix.ref), cotangent=vector, x=vector, want=[solver_pb2.WANT_VALUES]
     )
     error = error_of(lambda: SolverStub(channel).Vjp(request, timeout=TIMEOUT))
     assert isinstance(error, PayloadTooLargeError)
@@ -191,6 +191,6 @@ def test_uploads_that_are_no_matrix(channel, changes, kind):
 def test_a_pattern_whose_digest_is_another_matrix_cannot_be_planted(channel, transport, held):
     planted = MatrixRef(held.ref.pattern, b"v" * 32)
     error = error_of(
-        lambda: MatricesStub(channel).Put(iter([put_header(matrix=_protocol.encode_ref(planted))]), timeout=TIMEOUT)
+        lambda: MatricesStub(channel).Put(iter([put_header(matrix=calls.encode_ref(planted))]), timeout=TIMEOUT)
     )
     assert error.code.name == "DIGEST_MISMATCH"

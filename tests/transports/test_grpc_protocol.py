@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
-from backsolve import _framing, _protocol, _replies
-from backsolve._rpcstatus import decode_error, encode_error
+from backsolve._rpc import calls, framing, replies
+from backsolve._rpc.status import decode_error, encode_error
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from backsolve.errors import (
     BY_CODE,
     WIRE,
+    InvalidInputError,
     InvalidOptionError,
     InvalidPatternError,
     MalformedError,
@@ -42,9 +43,9 @@ OPTIONS = Options("cg", "jacobi", "H", 1e-7, 1e-9, 173, 4)
 
 def travel(message, arrays):
     """What the other side gets of a message: encoded with its data, parsed, its arrays read."""
-    _framing.embed(message, arrays)
+    framing.embed(message, arrays)
     arrived = type(message).FromString(message.SerializeToString())
-    return arrived, _framing.embedded(arrived, None)
+    return arrived, framing.embedded(arrived, None)
 
 
 def assert_same(ours, theirs):
@@ -65,35 +66,35 @@ def test_calls_arrive_as_they_were(dtype, shape):
     a, b, c = (random_like(shape, dtype, seed) for seed in (118_273_645, 604_951_827, 390_586_112))
     for options in (Options(), OPTIONS):
         solve = SolveCall(REF, options, a, b)
-        assert_same(solve, _protocol.decode_solve(*travel(*_protocol.encode_solve(solve))))
+        assert_same(solve, calls.decode_solve(*travel(*calls.encode_solve(solve))))
         vjp = VjpCall(REF, options, a, ("values", "b"), b)
-        assert_same(vjp, _protocol.decode_vjp(*travel(*_protocol.encode_vjp(vjp))))
+        assert_same(vjp, calls.decode_vjp(*travel(*calls.encode_vjp(vjp))))
         jvp = JvpCall(REF, options, a, b, c)
-        assert_same(jvp, _protocol.decode_jvp(*travel(*_protocol.encode_jvp(jvp))))
+        assert_same(jvp, calls.decode_jvp(*travel(*calls.encode_jvp(jvp))))
 
 
 def test_what_is_absent_stays_absent():
     rhs = random_like((3,), "float64", 275_640_918)
     assert_same(
         SolveCall(REF, Options(), rhs),
-        _protocol.decode_solve(*travel(*_protocol.encode_solve(SolveCall(REF, Options(), rhs)))),
+        calls.decode_solve(*travel(*calls.encode_solve(SolveCall(REF, Options(), rhs)))),
     )
     vjp = VjpCall(REF, Options(), rhs)
-    assert_same(vjp, _protocol.decode_vjp(*travel(*_protocol.encode_vjp(vjp))))
+    assert_same(vjp, calls.decode_vjp(*travel(*calls.encode_vjp(vjp))))
     jvp = JvpCall(REF, Options(), None, rhs, None)
-    assert_same(jvp, _protocol.decode_jvp(*travel(*_protocol.encode_jvp(jvp))))
+    assert_same(jvp, calls.decode_jvp(*travel(*calls.encode_jvp(jvp))))
 
 
 @pytest.mark.parametrize("trans", TRANS)
 @pytest.mark.parametrize("blank", [f.name for f in fields(Options) if f.default is None])
 def test_each_option_is_told_from_its_absence(trans, blank):
     given = replace(OPTIONS, trans=trans, **{blank: None})
-    assert _protocol.decode_options(_protocol.encode_options(given)) == given
+    assert calls.decode_options(calls.encode_options(given)) == given
 
 
 def test_zero_is_a_value_of_an_option():
     given = Options("cg", "", "N", 0.0, 0.0, 0, 0)
-    assert _protocol.decode_options(_protocol.encode_options(given)) == given
+    assert calls.decode_options(calls.encode_options(given)) == given
 
 
 @pytest.mark.parametrize(
@@ -103,13 +104,13 @@ def test_zero_is_a_value_of_an_option():
 )
 def test_options_that_cannot_be_sent_have_their_error(wrong):
     with pytest.raises(InvalidOptionError, match="impossible type or value"):
-        _protocol.encode_options(replace(Options(), **wrong))
+        calls.encode_options(replace(Options(), **wrong))
 
 
 @pytest.mark.parametrize("want", [(), ("x",), ("b", "A")], ids=str)
 def test_wanting_nothing_or_something_unknown_is_refused(want):
     with pytest.raises(InvalidOptionError, match="b, values"):
-        _protocol.encode_vjp(VjpCall(REF, Options(), np.ones(3), want))
+        calls.encode_vjp(VjpCall(REF, Options(), np.ones(3), want))
 
 
 def certificate(elements: int = 0) -> Certificate:
@@ -124,31 +125,31 @@ def certificate(elements: int = 0) -> Certificate:
 @pytest.mark.parametrize("elements", [0, 3])
 def test_certificates_arrive_as_they_were(condition, elements):
     given = replace(certificate(elements), condition_estimate=condition)
-    message = types_pb2.Certificate.FromString(_replies.encode_certificate(given).SerializeToString())
-    assert _replies.decode_certificate(message) == given
-    apart = _replies.encode_certificate(given, elements=False)
+    message = types_pb2.Certificate.FromString(replies.encode_certificate(given).SerializeToString())
+    assert replies.decode_certificate(message) == given
+    apart = replies.encode_certificate(given, elements=False)
     assert len(apart.elements) == 0
-    assert _replies.decode_certificate(apart, _replies.encode_elements(given.elements)) == given
+    assert replies.decode_certificate(apart, replies.encode_elements(given.elements)) == given
 
 
 @pytest.mark.parametrize("status", Status)
 def test_every_status_survives(status):
     given = replace(certificate(), status=status, elements=(Element(status, 1, 0.5, 0.25),))
-    assert _replies.decode_certificate(_replies.encode_certificate(given)) == given
+    assert replies.decode_certificate(replies.encode_certificate(given)) == given
 
 
 def test_a_status_of_a_later_version_is_not_guessed():
     with pytest.raises(MalformedError, match="upgrade"):
-        _replies.decode_certificate(types_pb2.Certificate(status=999))
+        replies.decode_certificate(types_pb2.Certificate(status=999))
 
 
 def test_replies_arrive_as_they_were():
     x, y = random_like((4, 2), "complex64", 981_260_537), random_like((9,), "complex64", 447_903_216)
     solved = SolveReply(x, certificate(2))
-    assert_same(solved, _replies.decode_solved(*travel(*_replies.encode_solved(solved))))
-    assert_same(solved, _replies.decode_solved(*travel(*_replies.encode_pushed(solved))))
+    assert_same(solved, replies.decode_solved(*travel(*replies.encode_solved(solved))))
+    assert_same(solved, replies.decode_solved(*travel(*replies.encode_pushed(solved))))
     for pulled in (VjpReply(x, y, certificate()), VjpReply(None, y, certificate()), VjpReply(x, None, certificate())):
-        assert_same(pulled, _replies.decode_pulled(*travel(*_replies.encode_pulled(pulled))))
+        assert_same(pulled, replies.decode_pulled(*travel(*replies.encode_pulled(pulled))))
 
 
 def test_server_info_arrives_as_it_was():
@@ -168,8 +169,8 @@ def test_server_info_arrives_as_it_was():
         {"a": "b"},
     )
     for info in (full, replace(full, http_port=None, grpc_port=None, extensions=(), versions={})):
-        sent = solver_pb2.GetServerInfoResponse.FromString(_replies.encode_info(info).SerializeToString())
-        assert _replies.decode_info(sent) == info
+        sent = solver_pb2.GetServerInfoResponse.FromString(replies.encode_info(info).SerializeToString())
+        assert replies.decode_info(sent) == info
 
 
 def matrices():
@@ -185,9 +186,9 @@ def matrices():
 @pytest.mark.parametrize("values_only", [False, True])
 def test_matrices_arrive_as_they_were(matrix, values_only):
     call = PutCall(matrix.ref, matrix, values_only)
-    message, arrays = travel(*_protocol.encode_put(call))
+    message, arrays = travel(*calls.encode_put(call))
     assert ("indptr" in arrays) == (matrix.pattern.layout == "csr" and not values_only)
-    arrived = _protocol.decode_put(message, arrays, matrix.pattern if values_only else None)
+    arrived = calls.decode_put(message, arrays, matrix.pattern if values_only else None)
     assert (arrived.ref, arrived.values_only) == (matrix.ref, values_only)
     assert arrived.matrix.pattern.same_as(matrix.pattern)
     np.testing.assert_array_equal(arrived.matrix.values, matrix.values, strict=True)
@@ -196,21 +197,21 @@ def test_matrices_arrive_as_they_were(matrix, values_only):
 
 def test_uploads_that_contradict_themselves_are_refused():
     matrix = next(matrices())
-    message, arrays = travel(*_protocol.encode_put(PutCall(matrix.ref, matrix)))
+    message, arrays = travel(*calls.encode_put(PutCall(matrix.ref, matrix)))
     wide = {**arrays, "indices": arrays["indices"].astype(np.int64)}
     with pytest.raises(InvalidPatternError, match="must be int32"):
-        _protocol.decode_put(message, wide, None)
+        calls.decode_put(message, wide, None)
     with pytest.raises(MalformedError, match="values is missing"):
-        _protocol.decode_put(message, {k: v for k, v in arrays.items() if k != "values"}, None)
+        calls.decode_put(message, {k: v for k, v in arrays.items() if k != "values"}, None)
     message.layout = solver_pb2.LAYOUT_DENSE
     with pytest.raises(MalformedError, match="no indptr"):
-        _protocol.decode_put(message, arrays, None)
+        calls.decode_put(message, arrays, None)
     message.layout = solver_pb2.LAYOUT_UNSPECIFIED
     with pytest.raises(MalformedError, match="layout"):
-        _protocol.decode_put(message, arrays, None)
+        calls.decode_put(message, arrays, None)
     message.values_only = True
     with pytest.raises(MalformedError, match="by digest"):
-        _protocol.decode_put(message, arrays, matrix.pattern)
+        calls.decode_put(message, arrays, matrix.pattern)
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -222,7 +223,8 @@ def test_every_error_survives(code):
     assert str(arrived) == str(given)
     assert arrived.details == given.details
     assert status.code > 0
-    assert [packed.TypeName() for packed in status.details] == ["google.rpc.ErrorInfo"]
+    wrong_input = ["google.rpc.BadRequest"] if isinstance(given, InvalidInputError) else []
+    assert [packed.TypeName() for packed in status.details] == ["google.rpc.ErrorInfo", *wrong_input]
 
 
 @pytest.mark.parametrize("code", ErrorCode)

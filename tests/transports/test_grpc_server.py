@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from backsolve import _framing, _protocol
+from backsolve._rpc import calls, framing
 from backsolve._transports.base import PutCall, SolveCall
 from backsolve._transports.grpc import GrpcTransport
 from backsolve.errors import DeadlineError, DrainingError, InvalidOptionError, UnauthenticatedError, UnreachableError
@@ -51,7 +51,7 @@ class HalfSent:
     def __init__(self, channel: grpc.Channel, matrix: Matrix) -> None:
         self._frames: queue.Queue = queue.Queue()
         tensor = types_pb2.Tensor(dtype=types_pb2.DTYPE_FLOAT64, shape=[8], nbytes=64)
-        header = solver_pb2.SolveRequest(matrix=_protocol.encode_ref(matrix.ref), rhs=tensor)
+        header = solver_pb2.SolveRequest(matrix=calls.encode_ref(matrix.ref), rhs=tensor)
         self._frames.put(solver_pb2.Frame(solve=header))
         self.call = SolverStub(channel).SolveStream(iter(self._frames.get, None), timeout=TIMEOUT)
 
@@ -71,7 +71,7 @@ def test_health_answers_while_every_handler_is_taken():
         rng = np.random.default_rng(836_720_159)
         matrix = Matrix(DensePattern((8, 8)), rng.standard_normal((8, 8)) + 8 * np.eye(8))
         transport.put(PutCall(matrix.ref, matrix), TIMEOUT)
-        with grpc.insecure_channel(own.target, _framing.channel_options()) as channel:
+        with grpc.insecure_channel(own.target, framing.channel_options()) as channel:
             blocked = [HalfSent(channel, matrix) for _ in range(33)]
             assert all(next(half.call).WhichOneof("kind") == "ready" for half in blocked)
             with pytest.raises(DeadlineError):
@@ -203,9 +203,9 @@ def test_a_caller_that_is_gone_is_not_worked_for(gone):
             with pytest.raises(DeadlineError):
                 transport.solve(call, 0.05)
         else:
-            message, arrays = _protocol.encode_solve(call)
-            _framing.embed(message, arrays)
-            with grpc.insecure_channel(own.target, _framing.channel_options()) as channel:
+            message, arrays = calls.encode_solve(call)
+            framing.embed(message, arrays)
+            with grpc.insecure_channel(own.target, framing.channel_options()) as channel:
                 future = SolverStub(channel).Solve.future(message)
                 until(lambda: own.plane.inflight == 1, "the call never began")
                 future.cancel()

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from backsolve import _framing
+from backsolve._rpc import framing
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, VjpCall
 from backsolve.errors import DigestMismatchError, NeedMatrixError, NeedValuesError, PayloadTooLargeError
 from backsolve.matrix import Matrix
@@ -80,14 +80,14 @@ def test_the_elements_of_a_large_batch_follow_in_frames_of_their_own(transport):
     reply = transport.vjp(VjpCall(matrix.ref, Options(), g, ("b", "values"), g), TIMEOUT)
     np.testing.assert_allclose(reply.b, g / values[:, :, 0], rtol=1e-12)
     np.testing.assert_allclose(reply.values[:, :, 0], -reply.b * g, rtol=1e-12)
-    assert len(reply.certificate.elements) == count > 2 * _framing.ELEMENTS_PER_FRAME
+    assert len(reply.certificate.elements) == count > 2 * framing.ELEMENTS_PER_FRAME
     worst = max(element.relative_residual for element in reply.certificate.elements)
     assert reply.certificate.relative_residual == worst
 
 
 def test_a_batch_with_too_many_elements_for_one_message_is_streamed(transport):
     many = np.empty((140_000, 1))
-    assert many.nbytes < _framing.UNARY_BYTES
+    assert many.nbytes < framing.UNARY_BYTES
     before = transport.sent
     with pytest.raises(NeedMatrixError):
         transport.solve(SolveCall(MatrixRef(b"p" * 32, b"v" * 32), Options(), many), TIMEOUT)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backsolve import _messages as messages
+from backsolve._rest import messages
+from backsolve._rest.body import MEDIA_TYPE
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall
 from backsolve._transports.http import ASK_FIRST_BYTES, HttpTransport
-from backsolve._wire import MEDIA_TYPE
 from backsolve.errors import (
     BY_CODE,
     BacksolveError,

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backsolve import _messages as messages
-from backsolve._documents import certificate_from_json, certificate_to_json, info_from_json, info_to_json
+from backsolve._rest import messages
+from backsolve._rest.body import ALIGNMENT, MAX_HEADER_BYTES, Body, aligned, decode, encode
+from backsolve._rest.documents import certificate_from_json, certificate_to_json, info_from_json, info_to_json
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
-from backsolve._wire import ALIGNMENT, MAX_HEADER_BYTES, Body, aligned, decode, encode
 from backsolve.errors import BacksolveError, InvalidDtypeError, InvalidOptionError, MalformedError
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern

@@ -70,6 +70,18 @@ class Pattern:
         """
         return cls(A.indptr, A.indices, (int(A.shape[0]), int(A.shape[1])))
 
+    @classmethod
+    def received(cls, indptr: IndexArray, indices: IndexArray, shape: tuple[int, int]) -> "Pattern":
+        """A pattern from the wire, where nothing is converted: digests cover the index type too.
+
+        Raises:
+            InvalidPatternError: not canonical, or of another index type than its size asks for.
+        """
+        wanted = index_dtype(shape[0], indices.size)
+        if indptr.dtype != wanted or indices.dtype != wanted:
+            raise InvalidPatternError(f"indptr and indices of this size must be {wanted.name}: convert them")
+        return cls(indptr, indices, shape)
+
     @property
     def n(self) -> int:
         """Number of rows."""

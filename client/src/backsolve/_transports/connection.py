@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._fork import renew_after_fork
-from .._wire import Body, aligned
+from .._rest.body import Body, aligned
 from ..errors import CancelledError, DeadlineError, UnreachableError
 
 CONNECT_SECONDS = 10.0

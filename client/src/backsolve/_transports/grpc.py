@@ -12,9 +12,10 @@ from typing import Any, TypeVar, final
 
 import grpc
 
-from .. import __version__, _framing, _protocol, _replies, _streams
+from .. import __version__
 from .._forkgate import ForkGate
-from .._rpcstatus import DETAILS_KEY, decode_error
+from .._rpc import calls, framing, replies, streams
+from .._rpc.status import DETAILS_KEY, decode_error
 from ..errors import (
     BacksolveError,
     CancelledError,
@@ -42,7 +43,7 @@ _CLOSED = "the client is closed: make a new one"
 Decode = Callable[[Any, Arrays, Iterable[types.Element]], T]
 
 _OPTIONS = [
-    *_framing.channel_options(),
+    *framing.channel_options(),
     # A restarted server is met again within about a second; gRPC's own pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name the time one attempt to connect may take
@@ -68,7 +69,7 @@ _FOREIGN: Mapping[grpc.StatusCode, tuple[type[BacksolveError], str]] = {
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         PayloadTooLargeError,
-        f"a message is larger than a proxy on the way, or gRPC, allows: both must take {_framing.MESSAGE_BYTES} bytes",
+        f"a message is larger than a proxy on the way, or gRPC, allows: both must take {framing.MESSAGE_BYTES} bytes",
     ),
     grpc.StatusCode.CANCELLED: (CancelledError, "the call was taken back"),
     grpc.StatusCode.UNAUTHENTICATED: (UnauthenticatedError, "the token is missing or wrong: pass token="),
@@ -119,79 +120,79 @@ class GrpcTransport(Transport):
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """Solve; streamed if the right-hand side does not fit one message."""
-        message, arrays = _protocol.encode_solve(call)
+        message, arrays = calls.encode_solve(call)
         stub = self._connection().stub
         reply: SolveReply
         if _is_small(arrays, call.rhs):
-            reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, _replies.decode_solved)
+            reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(solve=message)
-            reply = self._stream("SolveStream", frame, arrays, call.ref, timeout, ("solved", _replies.decode_solved))
+            reply = self._stream("SolveStream", frame, arrays, call.ref, timeout, ("solved", replies.decode_solved))
         _check_shape(reply.x, call.rhs)
         return reply
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
         """One adjoint solve; streamed if the server is to form gradients whose size only it knows."""
-        message, arrays = _protocol.encode_vjp(call)
+        message, arrays = calls.encode_vjp(call)
         stub = self._connection().stub
         reply: VjpReply
         if "values" not in call.want and _is_small(arrays, call.cotangent):
-            reply = self._unary(stub.Vjp, message, arrays, call.ref, timeout, _replies.decode_pulled)
+            reply = self._unary(stub.Vjp, message, arrays, call.ref, timeout, replies.decode_pulled)
         else:
             frame = solver.Frame(vjp=message)
-            reply = self._stream("VjpStream", frame, arrays, call.ref, timeout, ("pulled", _replies.decode_pulled))
+            reply = self._stream("VjpStream", frame, arrays, call.ref, timeout, ("pulled", replies.decode_pulled))
         if reply.b is not None:
             _check_shape(reply.b, call.cotangent)
         return reply
 
     def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
         """One tangent solve."""
-        message, arrays = _protocol.encode_jvp(call)
+        message, arrays = calls.encode_jvp(call)
         stub = self._connection().stub
         like = call.b_tangent if call.b_tangent is not None else call.x
         reply: SolveReply
         if _is_small(arrays, like):
-            reply = self._unary(stub.Jvp, message, arrays, call.ref, timeout, _replies.decode_solved)
+            reply = self._unary(stub.Jvp, message, arrays, call.ref, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(jvp=message)
-            reply = self._stream("JvpStream", frame, arrays, call.ref, timeout, ("pushed", _replies.decode_solved))
+            reply = self._stream("JvpStream", frame, arrays, call.ref, timeout, ("pushed", replies.decode_solved))
         if like is not None:
             _check_shape(reply.x, like)
         return reply
 
     def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
         """Upload a matrix, or its values alone; a small one travels in the first frame."""
-        message, arrays = _protocol.encode_put(call)
+        message, arrays = calls.encode_put(call)
         connection = self._connection()
-        if _size(arrays) <= _framing.UNARY_BYTES:
-            _framing.embed(message, arrays)
+        if _size(arrays) <= framing.UNARY_BYTES:
+            framing.embed(message, arrays)
             connection.sent.add(_size(arrays))
             arrays = {}
-        chunks = _streams.chunk_frames(message, arrays)
-        upload = _streams.Upload(solver.Frame(put=message), chunks, connection.sent.add)
+        chunks = streams.chunk_frames(message, arrays)
+        upload = streams.Upload(solver.Frame(put=message), chunks, connection.sent.add)
         upload.go()
         try:
             with self._translated():
                 reply = connection.bulk_matrices.Put(upload, timeout=timeout, metadata=self._headers(call.ref))
         finally:
             upload.stop()
-        return _protocol.decode_ref(reply.matrix)
+        return calls.decode_ref(reply.matrix)
 
     def find(self, refs: Sequence[MatrixRef], timeout: float | None) -> list[Holding]:
         """How much of each matrix the server holds."""
-        message = solver.FindRequest(matrices=[_protocol.encode_ref(ref) for ref in refs])
+        message = solver.FindRequest(matrices=[calls.encode_ref(ref) for ref in refs])
         ref = refs[0] if refs else None
-        return _replies.decode_holdings(self._plain(self._connection().matrices.Find, message, ref, timeout))
+        return replies.decode_holdings(self._plain(self._connection().matrices.Find, message, ref, timeout))
 
     def release(self, ref: MatrixRef, timeout: float | None) -> None:
         """Hint that this caller needs the matrix no longer."""
-        message = solver.ReleaseRequest(matrix=_protocol.encode_ref(ref))
+        message = solver.ReleaseRequest(matrix=calls.encode_ref(ref))
         self._plain(self._connection().matrices.Release, message, ref, timeout)
 
     def info(self, timeout: float | None) -> ServerInfo:
         """Versions, limits and methods."""
         message = solver.GetServerInfoRequest()
-        return _replies.decode_info(self._plain(self._connection().stub.GetServerInfo, message, None, timeout))
+        return replies.decode_info(self._plain(self._connection().stub.GetServerInfo, message, None, timeout))
 
     def stats(self, timeout: float | None) -> Mapping[str, float]:
         """Counters of the data plane."""
@@ -234,11 +235,11 @@ class GrpcTransport(Transport):
     ) -> T:
         """One unary call with tensors."""
         connection = self._connection()
-        _framing.embed(message, arrays)
+        framing.embed(message, arrays)
         connection.sent.add(_size(arrays))
         reply = self._plain(method, message, ref, timeout)
-        connection.received.add(_framing.payload_bytes(reply))
-        return decode(reply, _framing.embedded(reply, None), ())
+        connection.received.add(framing.payload_bytes(reply))
+        return decode(reply, framing.embedded(reply, None), ())
 
     def _stream(
         self,
@@ -253,17 +254,17 @@ class GrpcTransport(Transport):
         connection = self._connection()
         kind, decode = answer
         message = getattr(header, str(header.WhichOneof("kind")))
-        upload = _streams.Upload(header, _streams.chunk_frames(message, arrays), connection.sent.add)
+        upload = streams.Upload(header, streams.chunk_frames(message, arrays), connection.sent.add)
         frames = None
         try:
             with self._translated():
                 frames = getattr(connection.bulk, method)(upload, timeout=timeout, metadata=self._headers(ref))
-                _streams.expect(frames, "ready")
+                streams.expect(frames, "ready")
                 upload.go()
-                reply = _streams.expect(frames, kind)
-                target = _framing.Assembler(reply, None)
+                reply = streams.expect(frames, kind)
+                target = framing.Assembler(reply, None)
                 elements: list[types.Element] = []
-                _streams.receive(frames, target, elements)
+                streams.receive(frames, target, elements)
             connection.received.add(target.size)
             return decode(reply, target.finish(), elements)
         finally:
@@ -349,10 +350,10 @@ def _size(arrays: Arrays) -> int:
 def _is_small(arrays: Arrays, like: Array | None) -> bool:
     """Whether request and reply each fit one message; the reply is shaped like `like`."""
     if like is None:
-        return _size(arrays) <= _framing.UNARY_BYTES
+        return _size(arrays) <= framing.UNARY_BYTES
     # If the leading axis is a batch, the certificate has an element for each of its systems.
-    elements = _framing.ELEMENT_BYTES * like.shape[0] if like.ndim > 1 else 0
-    return max(_size(arrays), like.nbytes, elements) <= _framing.UNARY_BYTES
+    elements = framing.ELEMENT_BYTES * like.shape[0] if like.ndim > 1 else 0
+    return max(_size(arrays), like.nbytes, elements) <= framing.UNARY_BYTES
 
 
 def _check_shape(answer: Array, like: Array) -> None:

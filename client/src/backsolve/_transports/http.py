@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, final
 
 from .. import __version__
-from .._documents import info_from_json, ref_from_key
-from .._messages import (
+from .._rest.body import MEDIA_TYPE, Body, Message, decode, parse_json
+from .._rest.documents import info_from_json, ref_from_key
+from .._rest.messages import (
     jvp_body,
     put_body,
     read_solve_reply,
@@ -21,7 +22,6 @@ from .._messages import (
     solve_body,
     vjp_body,
 )
-from .._wire import MEDIA_TYPE, Body, Message, decode, parse_json
 from ..config import resolve
 from ..errors import (
     BacksolveError,

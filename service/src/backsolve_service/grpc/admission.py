@@ -10,7 +10,7 @@ from typing import Any, final
 
 import grpc
 
-from backsolve._rpcstatus import DETAILS_KEY, encode_error
+from backsolve._rpc.status import DETAILS_KEY, encode_error
 from backsolve.errors import WIRE, BacksolveError, InternalError, UnauthenticatedError
 
 from ..context import CallContext, new_request_id

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from backsolve._framing import channel_options
+from backsolve._rpc.framing import channel_options
 from backsolve.v1 import solver_pb2
 from backsolve.v1.solver_pb2_grpc import add_MatricesServicer_to_server, add_SolverServicer_to_server
 

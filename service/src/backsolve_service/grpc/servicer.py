@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from backsolve import _framing, _protocol, _replies, _streams
+from backsolve._rpc import calls, framing, replies, streams
 from backsolve._transports.base import SolveReply, VjpReply
 from backsolve.errors import PayloadTooLargeError
 from backsolve.v1 import solver_pb2 as solver
@@ -29,10 +29,10 @@ def _check_unary(payload: int, stream: str) -> None:
     Raises:
         PayloadTooLargeError: the streaming twin takes it.
     """
-    if payload > _framing.UNARY_BYTES:
+    if payload > framing.UNARY_BYTES:
         raise PayloadTooLargeError(
-            f"one message would carry {payload} bytes each way, at most {_framing.UNARY_BYTES} fit: call {stream}",
-            limit=_framing.UNARY_BYTES,
+            f"one message would carry {payload} bytes each way, at most {framing.UNARY_BYTES} fit: call {stream}",
+            limit=framing.UNARY_BYTES,
             size=payload,
         )
 
@@ -53,38 +53,38 @@ class SolverServicer:
     def Solve(self, request: solver.SolveRequest, context: Any) -> Any:  # noqa: N802
         """Solve."""
         plane = self._plane
-        return self._unary(request, context, "SolveStream", _protocol.decode_solve, plane.solve, _replies.encode_solved)
+        return self._unary(request, context, "SolveStream", calls.decode_solve, plane.solve, replies.encode_solved)
 
     def Vjp(self, request: solver.VjpRequest, context: Any) -> Any:  # noqa: N802
         """One adjoint solve."""
         plane = self._plane
-        return self._unary(request, context, "VjpStream", _protocol.decode_vjp, plane.vjp, _replies.encode_pulled)
+        return self._unary(request, context, "VjpStream", calls.decode_vjp, plane.vjp, replies.encode_pulled)
 
     def Jvp(self, request: solver.JvpRequest, context: Any) -> Any:  # noqa: N802
         """One tangent solve."""
         plane = self._plane
-        return self._unary(request, context, "JvpStream", _protocol.decode_jvp, plane.jvp, _replies.encode_pushed)
+        return self._unary(request, context, "JvpStream", calls.decode_jvp, plane.jvp, replies.encode_pushed)
 
     def SolveStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
         """Solve, of any size."""
         plane, kinds = self._plane, ("solve", "solved")
-        return self._stream(frames, context, kinds, _protocol.decode_solve, plane.solve, _replies.encode_solved)
+        return self._stream(frames, context, kinds, calls.decode_solve, plane.solve, replies.encode_solved)
 
     def VjpStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
         """One adjoint solve, of any size."""
         plane, kinds = self._plane, ("vjp", "pulled")
-        return self._stream(frames, context, kinds, _protocol.decode_vjp, plane.vjp, _replies.encode_pulled)
+        return self._stream(frames, context, kinds, calls.decode_vjp, plane.vjp, replies.encode_pulled)
 
     def JvpStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
         """One tangent solve, of any size."""
         plane, kinds = self._plane, ("jvp", "pushed")
-        return self._stream(frames, context, kinds, _protocol.decode_jvp, plane.jvp, _replies.encode_pushed)
+        return self._stream(frames, context, kinds, calls.decode_jvp, plane.jvp, replies.encode_pushed)
 
     def GetServerInfo(self, request: solver.GetServerInfoRequest, context: Any) -> Any:  # noqa: N802
         """Versions, limits and methods."""
         with self._admission.admit(context):
             check_readable(request)
-            return _replies.encode_info(self._plane.info())
+            return replies.encode_info(self._plane.info())
 
     def GetStats(self, request: solver.GetStatsRequest, context: Any) -> Any:  # noqa: N802
         """Counters of the data plane."""
@@ -97,19 +97,19 @@ class SolverServicer:
         request: Any,
         context: Any,
         stream: str,
-        decode: Callable[[Any, _protocol.Given], Any],
+        decode: Callable[[Any, calls.Given], Any],
         answer: Callable[[Any, CallContext], Reply],
-        encode: Callable[[Reply], tuple[Any, _protocol.Arrays]],
+        encode: Callable[[Reply], tuple[Any, calls.Arrays]],
     ) -> Any:
         """One call in one message each way; `stream` names its twin for what is larger."""
         with self._admission.admit(context) as call:
             check_readable(request)
-            _check_unary(_framing.payload_bytes(request), stream)
-            arrays = _framing.embedded(request, self._plane.limits.max_payload_bytes)
+            _check_unary(framing.payload_bytes(request), stream)
+            arrays = framing.embedded(request, self._plane.limits.max_payload_bytes)
             message, results = encode(answer(decode(request, arrays), call))
             # Elements of a batch's certificate may outgrow the arrays.
-            _check_unary(max(_framing.payload_bytes(message), message.ByteSize()), stream)
-            _framing.embed(message, results)
+            _check_unary(max(framing.payload_bytes(message), message.ByteSize()), stream)
+            framing.embed(message, results)
             return message
 
     def _stream(
@@ -117,25 +117,25 @@ class SolverServicer:
         frames: Frames,
         context: Any,
         kinds: tuple[str, str],
-        decode: Callable[[Any, _protocol.Given], Any],
+        decode: Callable[[Any, calls.Given], Any],
         answer: Callable[[Any, CallContext], Reply],
-        encode: Callable[[Reply, bool], tuple[Any, _protocol.Arrays]],
+        encode: Callable[[Reply, bool], tuple[Any, calls.Arrays]],
     ) -> Frames:
         """One call in chunks: header, `ready` or an error, chunks; then the reply the same way."""
         asked, answered = kinds
         with self._admission.admit(context) as call:
             with Watched(frames, context, STALL_SECONDS) as watched:
-                header = _streams.expect(watched, asked)
-                ref = _protocol.decode_ref(header.matrix)
-                target = _framing.Assembler(header, self._plane.limits.max_payload_bytes)
+                header = streams.expect(watched, asked)
+                ref = calls.decode_ref(header.matrix)
+                target = framing.Assembler(header, self._plane.limits.max_payload_bytes)
                 self._plane.require(ref, call)
                 yield solver.Frame(ready=solver.Ready())
-                _streams.receive(watched, target)
+                streams.receive(watched, target)
             reply = answer(decode(header, target.finish()), call)
             message, results = encode(reply, False)
             yield solver.Frame(**{answered: message})
-            yield from _streams.element_frames(_replies.encode_elements(reply.certificate.elements))
-            yield from _streams.chunk_frames(message, results)
+            yield from streams.element_frames(replies.encode_elements(reply.certificate.elements))
+            yield from streams.chunk_frames(message, results)
 
 
 @final
@@ -155,24 +155,24 @@ class MatricesServicer:
         """How much of each matrix is held."""
         with self._admission.admit(context) as call:
             check_readable(request)
-            holdings = self._plane.find(_protocol.decode_refs(request.matrices), call)
+            holdings = self._plane.find(calls.decode_refs(request.matrices), call)
             return solver.FindResponse(holdings=[f"HOLDING_{holding.name}" for holding in holdings])
 
     def Put(self, frames: Frames, context: Any) -> Any:  # noqa: N802
         """Take a matrix, or the values of one whose pattern is held."""
         with self._admission.admit(context) as call:
             with Watched(frames, context, STALL_SECONDS) as watched:
-                header = _streams.expect(watched, "put")
-                ref = _protocol.decode_ref(header.matrix)
-                target = _framing.Assembler(header, self._plane.limits.max_payload_bytes)
+                header = streams.expect(watched, "put")
+                ref = calls.decode_ref(header.matrix)
+                target = framing.Assembler(header, self._plane.limits.max_payload_bytes)
                 held = self._plane.pattern(ref.pattern, call) if header.values_only else None
-                _streams.receive(watched, target)
-            put = _protocol.decode_put(header, target.finish(), held)
-            return solver.PutResponse(matrix=_protocol.encode_ref(self._plane.put(put, call)))
+                streams.receive(watched, target)
+            put = calls.decode_put(header, target.finish(), held)
+            return solver.PutResponse(matrix=calls.encode_ref(self._plane.put(put, call)))
 
     def Release(self, request: solver.ReleaseRequest, context: Any) -> Any:  # noqa: N802
         """Take the hint that this caller needs a matrix no longer."""
         with self._admission.admit(context) as call:
             check_readable(request)
-            self._plane.release(_protocol.decode_ref(request.matrix), call)
+            self._plane.release(calls.decode_ref(request.matrix), call)
             return solver.ReleaseResponse()

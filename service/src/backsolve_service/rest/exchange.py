@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._wire import aligned
+from backsolve._rest.body import aligned
 from backsolve.errors import InvalidOptionError, MalformedError, PayloadTooLargeError
 
 from ..context import new_request_id

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._documents import info_to_json, ref_from_key
-from backsolve._messages import read_put
+from backsolve._rest.body import MEDIA_TYPE, decode
+from backsolve._rest.documents import info_to_json, ref_from_key
+from backsolve._rest.messages import read_put
 from backsolve._transports.base import PutCall
-from backsolve._wire import MEDIA_TYPE, decode
 from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
 from backsolve.matrix import Matrix
 from backsolve.types import Array, Holding, MatrixRef

@@ -3,7 +3,7 @@
 from typing import Any
 
 from backsolve import __version__
-from backsolve._wire import MEDIA_TYPE
+from backsolve._rest.body import MEDIA_TYPE
 from backsolve.errors import WIRE
 from backsolve.types import ErrorCode, Holding
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._documents import certificate_to_json
-from backsolve._messages import (
+from backsolve._rest.body import MEDIA_TYPE, Body, Message, decode
+from backsolve._rest.documents import certificate_to_json
+from backsolve._rest.messages import (
     read_jvp,
     read_solve,
     read_vjp,
@@ -19,7 +20,6 @@ from backsolve._messages import (
     vjp_reply_body,
 )
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
-from backsolve._wire import MEDIA_TYPE, Body, Message, decode
 from backsolve.errors import NeedMatrixError, NeedValuesError, PayloadTooLargeError
 from backsolve.types import MatrixRef, Status
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._documents import certificate_to_json, check_keys, options_from_json, ref_from_key
-from backsolve._messages import read_shape, read_want
+from backsolve._rest.body import parse_json
+from backsolve._rest.documents import certificate_to_json, check_keys, options_from_json, ref_from_key
+from backsolve._rest.messages import read_shape, read_want
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
-from backsolve._wire import parse_json
 from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NotAcceptableError
 from backsolve.matrix import Matrix
 from backsolve.types import DTYPES, Array, MatrixRef

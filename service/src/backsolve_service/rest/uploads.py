@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.io import mmread
 from scipy.sparse import coo_array, csc_array
 
-from backsolve._messages import read_shape
-from backsolve._wire import MEDIA_TYPE, decode
+from backsolve._rest.body import MEDIA_TYPE, decode
+from backsolve._rest.messages import read_shape
 from backsolve.canonical import canonicalise, native
 from backsolve.errors import (
     BacksolveError,

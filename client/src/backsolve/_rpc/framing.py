@@ -11,9 +11,9 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidDtypeError, MalformedError, MemoryBudgetError, PayloadTooLargeError
-from .types import Array
-from .v1 import types_pb2
+from ..errors import InvalidDtypeError, MalformedError, MemoryBudgetError, PayloadTooLargeError
+from ..types import Array
+from ..v1 import types_pb2
 
 MESSAGE_BYTES = 8 << 20
 """The largest message either end sends or takes."""

@@ -1,21 +1,21 @@
 """What a caller asks, as dataclasses and as messages of `backsolve.v1`, one to one both ways.
 
 Encoding gives a message whose tensors have no data yet, and the arrays they describe, by field
-name. Decoding takes the same pair. `_framing` carries the arrays, `_replies` is the way back.
+name. Decoding takes the same pair. `framing` carries the arrays, `replies` is the way back.
 Nothing here knows gRPC.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from ._framing import describe
-from ._transports.base import JvpCall, PutCall, SolveCall, VjpCall
-from .errors import InvalidOptionError, InvalidPatternError, MalformedError
-from .matrix import Matrix
-from .pattern import AnyPattern, DensePattern, Pattern, index_dtype
-from .types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
-from .v1 import solver_pb2 as solver
-from .v1 import types_pb2 as types
+from .._transports.base import JvpCall, PutCall, SolveCall, VjpCall
+from ..errors import InvalidOptionError, MalformedError
+from ..matrix import Matrix
+from ..pattern import AnyPattern, DensePattern, Pattern
+from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
+from ..v1 import solver_pb2 as solver
+from ..v1 import types_pb2 as types
+from .framing import describe
 
 Arrays = dict[str, Array]
 Given = Mapping[str, Array]
@@ -197,18 +197,10 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
             raise MalformedError("a dense matrix has no indptr and no indices")
         pattern = DensePattern((message.n, message.n))
     elif message.layout == solver.LAYOUT_CSR:
-        pattern = _canonical(required(arrays, "indptr"), required(arrays, "indices"), message.n)
+        pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), (message.n, message.n))
     else:
         raise MalformedError("layout must be CSR or DENSE")
     return PutCall(decode_ref(message.matrix), Matrix(pattern, values), message.values_only)
-
-
-def _canonical(indptr: Array, indices: Array, n: int) -> Pattern:
-    """The pattern, its index type included: digests cover that type."""
-    wanted = index_dtype(n, indices.size)
-    if indptr.dtype != wanted or indices.dtype != wanted:
-        raise InvalidPatternError(f"indptr and indices of this size must be {wanted.name}: convert them")
-    return Pattern(indptr, indices, (n, n))
 
 
 def present(**arrays: Array | None) -> Arrays:

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
-from . import _framing
-from .errors import MalformedError
-from .types import Array
-from .v1 import solver_pb2 as solver
-from .v1 import types_pb2 as types
+from ..errors import MalformedError
+from ..types import Array
+from ..v1 import solver_pb2 as solver
+from ..v1 import types_pb2 as types
+from . import framing
 
 
 def expect(frames: Iterator[solver.Frame], kind: str) -> Any:
@@ -28,7 +28,7 @@ def expect(frames: Iterator[solver.Frame], kind: str) -> Any:
 
 
 def receive(
-    frames: Iterable[solver.Frame], target: _framing.Assembler, elements: list[types.Element] | None = None
+    frames: Iterable[solver.Frame], target: framing.Assembler, elements: list[types.Element] | None = None
 ) -> None:
     """Read a stream to its end: chunks into `target`, elements of a certificate into `elements`.
 
@@ -46,15 +46,15 @@ def receive(
             raise MalformedError(f"a frame of kind {kind} came among the chunks")
 
 
-def chunk_frames(message: _framing.Message, arrays: Mapping[str, Array]) -> Iterator[solver.Frame]:
+def chunk_frames(message: framing.Message, arrays: Mapping[str, Array]) -> Iterator[solver.Frame]:
     """The data of `arrays`, which `message` has announced."""
-    for number, offset, data in _framing.chunks(message, arrays):
+    for number, offset, data in framing.chunks(message, arrays):
         yield solver.Frame(chunk=solver.Chunk(tensor=number, offset=offset, data=data))
 
 
 def element_frames(elements: list[types.Element]) -> Iterator[solver.Frame]:
     """The elements of a batch's certificate, which may be more than one message holds."""
-    step = _framing.ELEMENTS_PER_FRAME
+    step = framing.ELEMENTS_PER_FRAME
     for start in range(0, len(elements), step):
         yield solver.Frame(elements=solver.ElementsPart(elements=elements[start : start + step]))
 

@@ -20,8 +20,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidDtypeError, MalformedError
-from .types import Array
+from ..errors import InvalidDtypeError, MalformedError
+from ..types import Array
 
 MEDIA_TYPE = "application/x-safetensors"
 MAX_HEADER_BYTES = 64 << 10

@@ -1,13 +1,13 @@
-"""What a server answers, as dataclasses and as messages of `backsolve.v1`; `_protocol` is the way up."""
+"""What a server answers, as dataclasses and as messages of `backsolve.v1`; `calls` is the way up."""
 
 from collections.abc import Iterable
 
-from ._protocol import Arrays, Given, described, present, required
-from ._transports.base import SolveReply, VjpReply
-from .errors import MalformedError
-from .types import Certificate, Element, Holding, Limits, ServerInfo, Status, Timings
-from .v1 import solver_pb2 as solver
-from .v1 import types_pb2 as types
+from .._transports.base import SolveReply, VjpReply
+from ..errors import MalformedError
+from ..types import Certificate, Element, Holding, Limits, ServerInfo, Status, Timings
+from ..v1 import solver_pb2 as solver
+from ..v1 import types_pb2 as types
+from .calls import Arrays, Given, described, present, required
 
 
 def encode_solved(reply: SolveReply, elements: bool = True) -> tuple[solver.SolveResponse, Arrays]:

@@ -14,7 +14,12 @@ vjp     b, values, elements.*            certificate
 from collections.abc import Mapping
 from typing import Any
 
-from ._documents import (
+from .._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
+from ..errors import InvalidOptionError, InvalidShapeError, MalformedError
+from ..pattern import AnyPattern, DensePattern, Pattern
+from ..types import Array, MatrixRef, Options, Want
+from .body import Body, Message, encode
+from .documents import (
     certificate_from_json,
     certificate_to_json,
     check_keys,
@@ -23,11 +28,6 @@ from ._documents import (
     options_to_json,
     ref_from_key,
 )
-from ._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
-from ._wire import Body, Message, encode
-from .errors import InvalidOptionError, InvalidShapeError, MalformedError
-from .pattern import AnyPattern, DensePattern, Pattern
-from .types import Array, MatrixRef, Options, Want
 
 _CALL = ("matrix", "options")
 
@@ -102,7 +102,7 @@ def read_put(message: Message) -> tuple[AnyPattern | None, Array]:
         return DensePattern(shape), values
     if layout != "csr":
         raise MalformedError('the document needs "layout": "csr" or "dense"')
-    return Pattern(_needed(tensors, "indptr"), _needed(tensors, "indices"), shape), values
+    return Pattern.received(_needed(tensors, "indptr"), _needed(tensors, "indices"), shape), values
 
 
 def solve_reply_body(reply: SolveReply) -> Body:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidOptionError, MalformedError
-from .types import (
+from ..errors import InvalidOptionError, MalformedError
+from ..types import (
     DIGEST_BYTES,
     TRANS,
     Array,

@@ -11,8 +11,8 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from .errors import WIRE, BacksolveError, InvalidInputError, from_wire
-from .types import ErrorCode
+from ..errors import WIRE, BacksolveError, InvalidInputError, from_wire
+from ..types import ErrorCode
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "backsolve"

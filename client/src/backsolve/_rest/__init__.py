@@ -1,0 +1,1 @@
+"""REST as both ends speak it: bulk bodies, and records as JSON."""

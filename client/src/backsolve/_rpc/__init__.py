@@ -1,0 +1,1 @@
+"""gRPC as both ends speak it: messages, frames, and errors in trailers."""
