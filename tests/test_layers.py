@@ -14,6 +14,10 @@ FORBIDDEN = {
     "the engine is pure numerics": ("service/src/backsolve_service/engine/base.py", "import grpc"),
     "the client never imports the service": ("client/src/backsolve/matrix.py", "import backsolve_service.context"),
     "nothing imports a framework adapter": ("client/src/backsolve/client.py", "import backsolve.torch"),
+    "each layer of the client imports only those below it": (
+        "client/src/backsolve/pattern.py",
+        "import backsolve.fingerprint",
+    ),
     "each layer of the service imports only those below it": (
         "service/src/backsolve_service/cache/__init__.py",
         "import backsolve_service.dataplane",
