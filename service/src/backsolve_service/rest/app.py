@@ -90,11 +90,8 @@ class Gate:
         return hmac.compare_digest(given, self._expected or b"")
 
 
-def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: Failed) -> App:
-    """The application, with a shortcut to every fixed address.
-
-    The layers of the application, which know of patterns in addresses and of everything that is
-    not there, cost as much as a small solve: what needs none of them goes around.
+def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: Failed) -> FastAPI:
+    """The application.
 
     Args:
         handlers: the routes' code.
@@ -103,29 +100,19 @@ def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: 
         failed: see `Gate`.
     """
     openapi = document()
-    table = _table(handlers, openapi)
     app = FastAPI(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        routes=[Route(path, Endpoint(by_method), methods=[*by_method]) for path, by_method in table],
+        routes=[
+            Route(path, Endpoint(by_method), methods=[*by_method]) for path, by_method in _table(handlers, openapi)
+        ],
         exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
     )
     app.openapi = lambda: openapi  # type: ignore[method-assign]
     app.add_middleware(Gate, token=token, drain_bytes=drain_bytes, failed=failed)
-    fixed = {(method, path): h for path, by_method in table if "{" not in path for method, h in by_method.items()}
-
-    async def straight(scope: Scope, receive: Receive, send: Send) -> None:
-        await fixed[scope["method"], scope["path"]](scope[_EXCHANGE])
-
-    shortcut = Gate(straight, token, drain_bytes, failed)
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        known = scope["type"] == "http" and (scope["method"], scope["path"]) in fixed
-        await (shortcut if known else app)(scope, receive, send)
-
-    return serve
+    return app
 
 
 def _table(handlers: Handlers, openapi: dict[str, Any]) -> list[tuple[str, dict[str, Handler]]]:
