@@ -9,7 +9,7 @@ from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
 from backsolve_service.engine.base import Factor, FactorSpec
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import solver
+from backsolve_service.engine.registry import ROWS, solver
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -31,7 +31,7 @@ class Row:
 
     @property
     def definite(self):
-        return self.method in ("cholesky", "cg")
+        return ROWS[self.method].definite
 
 
 TABLE = (

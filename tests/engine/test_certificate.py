@@ -181,3 +181,21 @@ def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(kind, monkeypatch
     unprobed = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
     assert unprobed.relative_residual.max() > 1e-3
     assert unprobed.statuses == ((Status.ILL_CONDITIONED,),)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_condition_is_estimated_on_request(dtype):
+    a = array("general", dtype)
+    f = factor(Row("superlu", None, "csr", "general"), a)
+    b = numbers((40, 2), dtype, 71_330_554)
+    asked = answer(f, b, "N", Controls(condition=True)).condition
+    exact = np.linalg.cond(op(a, "N"), 1)
+    assert exact / 3 <= asked <= 1.001 * exact
+
+
+def test_a_condition_that_was_asked_for_can_show_that_no_digit_is_certain():
+    a = np.diag([1.0, 1e-17]) + np.array([[0, 1e-18], [0, 0]])
+    f = factor(Row("superlu", None, "csr", "general"), a)
+    b = np.array([[1.0], [0.0]])  # its own answer is harmless, and shows nothing
+    assert answer(f, b, "N", Controls()).statuses == ((Status.OK,),)
+    assert answer(f, b, "N", Controls(condition=True)).statuses == ((Status.ILL_CONDITIONED,),)

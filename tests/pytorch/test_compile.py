@@ -100,7 +100,7 @@ def test_operations_are_well_formed(embedded: Client, kind: str) -> None:
     pattern = sparse_pattern(704_219_583, 4)
     values = dense(330_582_147, (), 4) if kind == "dense" else values_on(pattern, 861_402_973)
     number = 0 if kind == "dense" else _compiled.number_of(pattern)
-    spec = ("auto", "", "N", None, None, None, None, None, True, "raise")
+    spec = ("auto|||||", "N", *[None] * 9, None, True, "raise")
     arguments = (values.requires_grad_(), rhs(92_648_013, (4, 2)).requires_grad_(), None, None, number)
     torch.library.opcheck(torch.ops.backsolve.solve, (*arguments, _compiled.number_of(embedded), False, *spec))
     if kind == "sparse":

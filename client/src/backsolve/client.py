@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from threading import Lock
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Unpack, final
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .factorized import Factorized
 from .gradient import tangent_rhs, values_gradient
 from .matrix import Matrix
-from .options import make_options
-from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Trans, Want
+from .options import SolveOptions, make_options
+from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
 
 @final
@@ -69,16 +69,10 @@ class Client:
         A: Any,
         b: Any,
         *,
-        method: str = "auto",
-        trans: Trans = "N",
-        rtol: float | None = None,
-        atol: float | None = None,
-        maxiter: int | None = None,
-        preconditioner: str | None = None,
-        refine: int | None = None,
         x0: Any = None,
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
     ) -> Solution:
         """Solve `op(A) x = b`.
 
@@ -86,14 +80,11 @@ class Client:
             A: `[n, n]` or `[batch, n, n]` array, or a SciPy sparse matrix. Integers count as
                 float64; A and b are brought to their common type.
             b: vectors if `b.ndim == A.ndim - 1`, columns `[..., n, k]` if one more.
-            method: "auto", or one of `info().methods`.
-            trans: "N", "T" or "H": which operator.
-            rtol, atol: wanted ||b - op(A)x|| <= max(rtol ||b||, atol), in the 2-norm.
-            maxiter, preconditioner, x0: for iterative methods.
-            refine: most steps of iterative refinement, for direct methods.
+            x0: first iterate of an iterative method, shaped like b.
             on_failure: for an answer that misses its tolerance, or has none: "raise", "warn"
                 (NotConvergedWarning), or "nan".
             timeout: seconds; by default the client's.
+            options: method, trans, tolerances and whatever else `SolveOptions` lists.
 
         Returns:
             x shaped like b, its status, and the certificate.
@@ -101,10 +92,10 @@ class Client:
         Raises:
             BacksolveError: the subclass tells why (see `backsolve.errors`).
         """
-        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        asked = make_options(**options)
         canonical, (rhs, start) = self._common(A, b=as_array(b, "b"), x0=x0)
         assert rhs is not None
-        return self._session.solve(canonical.matrix, rhs, options, start, timeout, on_failure)
+        return self._session.solve(canonical.matrix, rhs, asked, start, timeout, on_failure)
 
     def solve_matrix(
         self,
@@ -127,20 +118,22 @@ class Client:
         self,
         A: Any,
         *,
-        method: str = "auto",
-        refine: int | None = None,
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
     ) -> "Factorized":
         """Factorize now, solve later: SciPy's `splu` and `factorized` in one handle.
 
         The handle holds digests and a private copy of the values, no memory of the server: it
-        stays valid whatever the server forgets. Arguments and errors are those of `solve`.
+        stays valid whatever the server forgets. Arguments and errors are those of `solve`, but for
+        `trans`, which each solve of the handle says for itself.
         """
-        options = make_options(method, "N", None, None, None, None, refine)
+        if "trans" in options:
+            raise InvalidOptionError("say trans in each solve of the handle, not when it is made", option="trans")
+        asked = make_options(**options)
         canonical, _ = self._common(A)
         matrix = Matrix(canonical.matrix.pattern, canonical.matrix.values.copy())
-        return Factorized(self._session, matrix, options, on_failure, timeout)
+        return Factorized(self._session, matrix, asked, on_failure, timeout)
 
     # -- derivatives -----------------------------------------------------------------------
 
@@ -152,15 +145,9 @@ class Client:
         *,
         want: tuple[Want, ...] = ("b", "values"),
         values_on: str = "client",
-        method: str = "auto",
-        trans: Trans = "N",
-        rtol: float | None = None,
-        atol: float | None = None,
-        maxiter: int | None = None,
-        preconditioner: str | None = None,
-        refine: int | None = None,
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
     ) -> Gradients:
         """Pull a cotangent of `x = op(A)⁻¹ b` back to b and to A's stored entries.
 
@@ -174,13 +161,15 @@ class Client:
             cotangent: shaped like x.
             want: which gradients; the other is None.
             values_on: "client" (λ alone travels) or "server" (`∂A` is formed there).
+            on_failure, timeout: as for `solve`.
+            options: those of the forward solve; `trans` names the forward's operator.
 
         Returns:
             `b` shaped like the cotangent, `values` in A's own layout and order.
 
         Source: Giles, "An extended collection of matrix derivative results", 2008, sec. 2.3.1.
         """
-        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        asked = make_options(**options)
         _check_want(want, values_on, x)
         needs_x = "values" in want
         canonical, (given, forward) = self._common(
@@ -189,15 +178,15 @@ class Client:
         assert given is not None
         matrix = canonical.matrix
         if values_on == "server" and needs_x:
-            reply = self._session.adjoint(matrix, given, options, want, forward, timeout, on_failure)
+            reply = self._session.adjoint(matrix, given, asked, want, forward, timeout, on_failure)
             return replace(reply, values=canonical.like_caller(reply.values))
-        reply = self._session.adjoint(matrix, given, options, ("b",), None, timeout, on_failure)
+        reply = self._session.adjoint(matrix, given, asked, ("b",), None, timeout, on_failure)
         values = None
         if needs_x:
             assert forward is not None
             assert reply.b is not None
             values = canonical.like_caller(
-                values_gradient(matrix.pattern, reply.b, forward, trans, batched=matrix.batch is not None)
+                values_gradient(matrix.pattern, reply.b, forward, asked.trans, batched=matrix.batch is not None)
             )
         return replace(reply, b=reply.b if "b" in want else None, values=values)
 
@@ -223,15 +212,9 @@ class Client:
         *,
         A_tangent: Any = None,
         b_tangent: Any = None,
-        method: str = "auto",
-        trans: Trans = "N",
-        rtol: float | None = None,
-        atol: float | None = None,
-        maxiter: int | None = None,
-        preconditioner: str | None = None,
-        refine: int | None = None,
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
     ) -> Solution:
         """Push tangents forward: `dx = op(A)⁻¹ (db - op(dA) x)`, one solve with the same factor.
 
@@ -240,6 +223,8 @@ class Client:
             x: the forward answer; may be None when only b moves.
             A_tangent: like A, on the same stored entries; None: A does not move.
             b_tangent: shaped like x; None: b does not move.
+            on_failure, timeout: as for `solve`.
+            options: those of the forward solve.
 
         Returns:
             dx, shaped like x, with the certificate of its solve.
@@ -247,7 +232,7 @@ class Client:
         Raises:
             InvalidPatternError: `A_tangent` has other stored entries than A.
         """
-        options = make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        asked = make_options(**options)
         if A_tangent is None and b_tangent is None:
             raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
         tangents = None if A_tangent is None else canonicalise(A_tangent)
@@ -265,8 +250,8 @@ class Client:
                     f"A_tangent has shape {tangents.matrix.values.shape}, A's values {matrix.values.shape}"
                 )
             values = tangents.matrix.values.astype(matrix.dtype, copy=False)
-        rhs = tangent_rhs(matrix.pattern, values, forward, moved, trans)
-        return self.jvp_matrix(matrix, rhs, options, timeout=timeout, on_failure=on_failure)
+        rhs = tangent_rhs(matrix.pattern, values, forward, moved, asked.trans)
+        return self.jvp_matrix(matrix, rhs, asked, timeout=timeout, on_failure=on_failure)
 
     def jvp_matrix(
         self,

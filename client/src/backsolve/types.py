@@ -145,6 +145,7 @@ class Certificate:
         seconds: time by phase.
         instance: identity of the process that solved it.
         elements: one entry a system when values were batched, else empty.
+        preconditioner: of an iterative method, with its parameters.
     """
 
     status: Status
@@ -161,6 +162,7 @@ class Certificate:
     instance: str
     refinements: int = 0
     elements: tuple[Element, ...] = ()
+    preconditioner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +203,8 @@ class Gradients:
 class Options:
     """What one solve asks for: the method, and the solve spec.
 
-    None means the method's default. An option that the method does not use is an error.
-
-    Attributes:
-        method: "auto", or a name out of `ServerInfo.methods`.
-        preconditioner: of an iterative method, e.g. "jacobi" or "none".
-        trans: which operator is solved.
-        rtol: wanted ||b - op(A) x|| / ||b||.
-        atol: absolute floor of that test, in the units of b.
-        maxiter: limit on the iterations of an iterative method.
-        refine: limit on the refinement steps of a direct method.
+    None means the method's default. An option that the method does not use is an error. What the
+    options mean to a caller is told once, at `backsolve.options.SolveOptions`.
     """
 
     method: str = "auto"
@@ -220,6 +214,15 @@ class Options:
     atol: float | None = None
     maxiter: int | None = None
     refine: int | None = None
+    restart: int | None = None
+    precision: str | None = None
+    ordering: str | None = None
+    reuse: str | None = None
+    recycle: int | None = None
+    nullspace: str | None = None
+    damp: float | None = None
+    rcond: float | None = None
+    condition: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidOptionError, MalformedError
+from ..options import KINDS, check_kind
 from ..types import (
     DIGEST_BYTES,
     TRANS,
@@ -28,15 +29,6 @@ from ..types import (
     Timings,
 )
 
-_OPTION_TYPES: Mapping[str, tuple[type, ...]] = {
-    "method": (str,),
-    "preconditioner": (str,),
-    "trans": (str,),
-    "rtol": (int, float),
-    "atol": (int, float),
-    "maxiter": (int,),
-    "refine": (int,),
-}
 _DEFAULTS = Options()
 
 _FIGURES = ("relative_residual", "backward_error")
@@ -78,13 +70,10 @@ def options_from_json(document: Any) -> Options:
         raise MalformedError("options must be a JSON object")
     if not document:
         return _DEFAULTS
-    check_keys(document, _OPTION_TYPES, "options")
+    check_keys(document, KINDS, "options")
     given = {name: value for name, value in document.items() if value is not None}
     for name, value in given.items():
-        kinds = _OPTION_TYPES[name]
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            kind = "a string" if kinds == (str,) else "a whole number" if kinds == (int,) else "a number"
-            raise InvalidOptionError(f"option {name!r} must be {kind}", option=name)
+        check_kind(name, value)
     if given.get("trans", "N") not in TRANS:
         raise InvalidOptionError('option "trans" must be "N", "T" or "H"', option="trans")
     return Options(**given)

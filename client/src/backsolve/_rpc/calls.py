@@ -11,6 +11,7 @@ from typing import get_args
 from .._transports.base import JvpCall, PutCall, SolveCall, VjpCall
 from ..errors import InvalidOptionError, MalformedError
 from ..matrix import Matrix
+from ..options import KINDS
 from ..pattern import AnyPattern, DensePattern, Pattern
 from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
 from ..v1 import solver_pb2 as solver
@@ -21,6 +22,7 @@ Arrays = dict[str, Array]
 Given = Mapping[str, Array]
 
 _TRANS: Mapping[int, Trans] = {types.TRANS_UNSPECIFIED: "N"} | {types.Trans.Value(f"TRANS_{t}"): t for t in TRANS}
+_OPTIONAL = tuple(name for name in KINDS if name not in ("method", "trans"))
 _WANT: Mapping["solver.Want", Want] = {solver.Want.Value(f"WANT_{want.upper()}"): want for want in get_args(Want)}
 _WANT_NUMBER = {want: number for number, want in _WANT.items()}
 
@@ -52,21 +54,12 @@ def encode_options(options: Options) -> types.Options:
     Raises:
         InvalidOptionError: a value of a type or size that no server could take.
     """
+    given = {name: value for name in _OPTIONAL if (value := getattr(options, name)) is not None}
     try:
-        return types.Options(
-            method=options.method,
-            preconditioner=options.preconditioner,
-            trans=types.Trans.Value(f"TRANS_{options.trans}"),
-            rtol=options.rtol,
-            atol=options.atol,
-            maxiter=options.maxiter,
-            refine=options.refine,
-        )
+        trans = types.Trans.Value(f"TRANS_{options.trans}")
+        return types.Options(method=options.method, trans=trans, **given)
     except (TypeError, ValueError) as error:
-        raise InvalidOptionError(
-            "an option has an impossible type or value: method and preconditioner are names, trans is "
-            "'N', 'T' or 'H', rtol and atol are numbers, maxiter and refine are integers"
-        ) from error
+        raise InvalidOptionError("an option has an impossible type or value: see backsolve.options") from error
 
 
 def decode_options(message: types.Options) -> Options:
@@ -78,15 +71,8 @@ def decode_options(message: types.Options) -> Options:
     trans = _TRANS.get(message.trans)
     if trans is None:
         raise InvalidOptionError("trans must be N, T or H")
-    return Options(
-        method=message.method or "auto",
-        preconditioner=message.preconditioner if message.HasField("preconditioner") else None,
-        trans=trans,
-        rtol=message.rtol if message.HasField("rtol") else None,
-        atol=message.atol if message.HasField("atol") else None,
-        maxiter=message.maxiter if message.HasField("maxiter") else None,
-        refine=message.refine if message.HasField("refine") else None,
-    )
+    given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
+    return Options(method=message.method or "auto", trans=trans, **given)
 
 
 def encode_solve(call: SolveCall) -> tuple[solver.SolveRequest, Arrays]:

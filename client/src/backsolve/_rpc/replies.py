@@ -74,6 +74,7 @@ def encode_certificate(certificate: Certificate, elements: bool = True) -> types
         instance=certificate.instance,
         refinements=certificate.refinements,
         elements=encode_elements(certificate.elements) if elements else (),
+        preconditioner=certificate.preconditioner,
     )
 
 
@@ -116,6 +117,7 @@ def decode_certificate(message: types.Certificate, more: Iterable[types.Element]
             for part in (message.elements, more)
             for e in part
         ),
+        preconditioner=message.preconditioner if message.HasField("preconditioner") else None,
     )
 
 

@@ -36,8 +36,12 @@ _count = count(_ABSENT + 1)
 _OPERATOR: Final[dict[str, Operator]] = {name: name for name in ADJOINT}
 _ON_FAILURE: Final[dict[str, OnFailure]] = {"raise": "raise", "warn": "warn", "nan": "nan"}
 
-Spec = tuple[str, str, str, float | None, float | None, int | None, int | None, float | None, bool, str]
-"""method, preconditioner, trans, rtol, atol, maxiter, refine, timeout, default timeout, on_failure."""
+_NAMES: Final = ("method", "preconditioner", "precision", "ordering", "reuse", "nullspace")
+_FIGURES: Final = ("rtol", "atol", "damp", "rcond", "maxiter", "restart", "refine", "recycle", "condition")
+_BETWEEN: Final = "|"
+
+Spec = tuple[Any, ...]
+"""names joined by `_BETWEEN`, trans, the values of `_FIGURES`, timeout, default timeout, on_failure."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -95,13 +99,17 @@ def solve(
         number_of(pattern),
         number_of(client),
         False,
-        options.method,
-        options.preconditioner or "",
+        _BETWEEN.join([getattr(options, name) or "" for name in _NAMES]),
         options.trans,
         options.rtol,
         options.atol,
+        options.damp,
+        options.rcond,
         options.maxiter,
+        options.restart,
         options.refine,
+        options.recycle,
+        options.condition,
         seconds,
         by_default,
         on_failure,
@@ -118,13 +126,17 @@ def _solve(
     pattern: int,
     client: int,
     adjoint: bool,
-    method: str,
-    preconditioner: str,
+    names: str,
     trans: str,
     rtol: float | None,
     atol: float | None,
+    damp: float | None,
+    rcond: float | None,
     maxiter: int | None,
+    restart: int | None,
     refine: int | None,
+    recycle: int | None,
+    condition: bool | None,
     timeout: float | None,
     default_timeout: bool,
     on_failure: str,
@@ -132,7 +144,8 @@ def _solve(
     """x, and the digests of the matrix."""
     if forward_ad._current_level >= 0:
         raise NotSupportedError("a compiled solve has no forward-mode derivative: call it without torch.compile")
-    spec = (method, preconditioner, trans, rtol, atol, maxiter, refine, timeout, default_timeout, on_failure)
+    figures = (rtol, atol, damp, rcond, maxiter, restart, refine, recycle, condition)
+    spec = (names, trans, *figures, timeout, default_timeout, on_failure)
     request = Request(_system(values, pattern, client, spec), adjoint)
     matrix = _matrix(request.system.pattern, values, digest)
     start = None if x0 is None else to_array(x0)
@@ -172,7 +185,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _digest: Any) -> tuple[Any, ...]:
     values, x, digest = ctx.saved_tensors
     lam, _ = _solve(values, grad.contiguous(), None, digest, ctx.pattern, ctx.client, not ctx.adjoint, *ctx.spec)
-    trans = check_trans(ctx.spec[2])
+    trans = check_trans(ctx.spec[1])
     operator = ADJOINT[trans] if ctx.adjoint else trans
     grad_values = None
     if ctx.needs_input_grad[0]:
@@ -204,12 +217,13 @@ def _(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, x
 
 
 def _system(values: Tensor, pattern: int, client: int, spec: Spec) -> System:
-    method, preconditioner, trans, rtol, atol, maxiter, refine, timeout, by_default, on_failure = spec
+    names, trans, *figures, timeout, by_default, on_failure = spec
     known = _object(pattern) if pattern else DensePattern((values.shape[-2], values.shape[-1]))
     solver = _object(client) if client else default_client()
     assert isinstance(solver, Client)
     assert not isinstance(known, Client)
-    options = make_options(method, check_trans(trans), rtol, atol, maxiter, preconditioner or None, refine)
+    given = dict(zip(_NAMES, names.split(_BETWEEN), strict=True)) | dict(zip(_FIGURES, figures, strict=True))
+    options = make_options(trans=check_trans(trans), **{k: v for k, v in given.items() if v != ""})
     return System(solver, known, options, UNSET if by_default else timeout, _ON_FAILURE[on_failure])
 
 

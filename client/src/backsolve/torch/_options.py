@@ -1,23 +1,26 @@
-"""The keyword arguments that a layer keeps."""
+"""The keyword arguments of the adapter beside tensors."""
 
-from typing import TypedDict
-
+from .. import options
 from .._session import Timeout
 from ..client import Client
-from ..types import OnFailure, Trans
+from ..types import OnFailure
 from ._request import Observer
 
 
-class SolveOptions(TypedDict, total=False):
-    """Options of `backsolve.torch.solve` that do not change from call to call."""
+class SolveOptions(options.SolveOptions, total=False):
+    """Options of `backsolve.torch.solve` that do not change from call to call.
 
-    method: str
-    trans: Trans
-    rtol: float | None
-    atol: float | None
-    maxiter: int | None
-    preconditioner: str | None
-    refine: int | None
+    Beside those of every solve (`backsolve.options.SolveOptions`):
+
+    Attributes:
+        client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
+        timeout: seconds for each request; by default the client's.
+        on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
+            "warn" or "nan".
+        observe: called as `observe(phase, certificate)` after every request, those of the backward
+            included; phase is "solve", "adjoint" or "tangent". Not inside `torch.compile`.
+    """
+
     client: Client | None
     timeout: Timeout
     on_failure: OnFailure

@@ -9,9 +9,10 @@ from .._failure import check_choice
 from .._session import UNSET, Timeout
 from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
-from ..options import make_options
+from ..options import KINDS, check_names, make_options
+from ..options import SolveOptions as CallOptions
 from ..pattern import AnyPattern, DensePattern, Pattern
-from ..types import Certificate, OnFailure, Options, Trans
+from ..types import Certificate, OnFailure, Options
 from . import _compiled, _inputs, _sparse
 from ._function import apply
 from ._options import SolveOptions
@@ -40,19 +41,13 @@ def solve(
     A: Tensor,
     b: Tensor,
     *,
-    method: str = "auto",
-    trans: Trans = "N",
-    rtol: float | None = None,
-    atol: float | None = None,
-    maxiter: int | None = None,
-    preconditioner: str | None = None,
-    refine: int | None = None,
     x0: Tensor | None = None,
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
     return_stats: bool = False,
     observe: Observer | None = None,
+    **options: Unpack[CallOptions],
 ) -> Tensor | tuple[Tensor, Certificate]:
     """Solve `op(A) x = b`, differentiably in A and b to every order.
 
@@ -66,11 +61,6 @@ def solve(
     Args:
         A: `[*batch, n, n]` dense, or `[n, n]` sparse COO, CSR or CSC.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's type and device.
-        method: "auto", or one of `client.info().methods`.
-        trans: "N", "T" or "H": which operator.
-        rtol, atol: wanted ||b - op(A)x|| <= max(rtol ||b||, atol), forward and backward alike.
-        maxiter, preconditioner: for iterative methods.
-        refine: most steps of iterative refinement, for direct methods.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
         client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
@@ -80,6 +70,7 @@ def solve(
         return_stats: return the certificate of the forward solve too. Not inside `torch.compile`.
         observe: called as `observe(phase, certificate)` after every request, those of the backward
             included; phase is "solve", "adjoint" or "tangent". Not inside `torch.compile`.
+        options: those of `backsolve.options.SolveOptions`, for forward and backward alike.
 
     Returns:
         x, shaped like b; with `return_stats`, x and its certificate.
@@ -93,7 +84,7 @@ def solve(
 
     Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
     """
-    options = _options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+    asked = _options(**options)
     A, b = _inputs.tensor(A, "A"), _inputs.tensor(b, "b")
     _inputs.pair(A, b, "A")
     pattern: AnyPattern
@@ -105,7 +96,7 @@ def solve(
         raise NotSupportedError("torch.compile cannot hold a sparse tensor: use spsolve(values, pattern, b) there")
     else:
         values, pattern = _sparse.extract(A)
-    return _solve(values, pattern, b, options, x0, client, timeout, on_failure, return_stats, observe, "A")
+    return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
 
 
 @overload
@@ -133,19 +124,13 @@ def spsolve(
     pattern: Pattern,
     b: Tensor,
     *,
-    method: str = "auto",
-    trans: Trans = "N",
-    rtol: float | None = None,
-    atol: float | None = None,
-    maxiter: int | None = None,
-    preconditioner: str | None = None,
-    refine: int | None = None,
     x0: Tensor | None = None,
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
     return_stats: bool = False,
     observe: Observer | None = None,
+    **options: Unpack[CallOptions],
 ) -> Tensor | tuple[Tensor, Certificate]:
     """Solve `op(A) x = b` for the sparse A with `values` on `pattern`.
 
@@ -156,8 +141,7 @@ def spsolve(
         values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
         pattern: where the values are; see `backsolve.Pattern.from_csr`.
         b: vectors if `b.ndim == values.ndim`, `[*batch, n]`; columns `[*batch, n, k]` if one more.
-        method, trans, rtol, atol, maxiter, preconditioner, refine, x0, client, timeout,
-            on_failure, return_stats, observe: as for `solve`.
+        x0, client, timeout, on_failure, return_stats, observe, options: as for `solve`.
 
     Returns:
         x, shaped like b; with `return_stats`, x and its certificate.
@@ -166,29 +150,22 @@ def spsolve(
         InvalidPatternError: `pattern` is not a `backsolve.Pattern`.
         BacksolveError: as for `solve`.
     """
-    options = _options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+    asked = _options(**options)
     if not isinstance(pattern, Pattern):
         raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
     values, b = _inputs.tensor(values, "values"), _inputs.tensor(b, "b")
     if values.layout is not torch.strided:
         raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to solve(A, b)")
     _inputs.pair(values, b, "values")
-    return _solve(values, pattern, b, options, x0, client, timeout, on_failure, return_stats, observe, "values")
+    return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "values")
 
 
-def _options(
-    method: str,
-    trans: Trans,
-    rtol: float | None,
-    atol: float | None,
-    maxiter: int | None,
-    preconditioner: str | None,
-    refine: int | None,
-) -> Options:
+def _options(**given: Unpack[CallOptions]) -> Options:
     """Checked options; inside a graph, where a number may be symbolic, the operation checks them."""
     if torch.compiler.is_compiling():
-        return Options(method, preconditioner, trans, rtol, atol, maxiter, refine)
-    return make_options(method, trans, rtol, atol, maxiter, preconditioner, refine)
+        check_names(given, KINDS, "solve")
+        return Options(**given)
+    return make_options(**given)
 
 
 def _solve(

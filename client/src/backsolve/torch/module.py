@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidOptionError
-from ..options import make_options
+from ..options import KINDS, check_names, make_options
 from ..pattern import Pattern
 from ._options import SolveOptions
 from .functional import solve, spsolve
@@ -30,11 +30,8 @@ class LinearSolve(torch.nn.Module):
 
     def __init__(self, pattern: Pattern | None = None, **options: Unpack[SolveOptions]) -> None:
         super().__init__()
-        known = SolveOptions.__annotations__
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise InvalidOptionError(f"unknown option {unknown[0]!r}; LinearSolve takes {', '.join(known)}")
-        make_options(**{name: v for name, v in options.items() if name in _CHECKED})  # type: ignore[arg-type]
+        check_names(options, SolveOptions.__annotations__, "LinearSolve")
+        make_options(**{name: v for name, v in options.items() if name in KINDS})  # type: ignore[arg-type]
         self.pattern = pattern
         self.options = options
 
@@ -73,6 +70,3 @@ class LinearSolve(torch.nn.Module):
                 "a LinearSolve with its own client cannot be pickled: leave client out and set BACKSOLVE_URL"
             )
         return self.__dict__.copy()
-
-
-_CHECKED = ("method", "trans", "rtol", "atol", "maxiter", "preconditioner", "refine")

@@ -81,7 +81,7 @@ class MatrixRef(_message.Message):
     def __init__(self, pattern: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Options(_message.Message):
-    __slots__ = ("method", "preconditioner", "trans", "rtol", "atol", "maxiter", "refine")
+    __slots__ = ("method", "preconditioner", "trans", "rtol", "atol", "maxiter", "refine", "restart", "precision", "ordering", "reuse", "recycle", "nullspace", "damp", "rcond", "condition")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PRECONDITIONER_FIELD_NUMBER: _ClassVar[int]
     TRANS_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,15 @@ class Options(_message.Message):
     ATOL_FIELD_NUMBER: _ClassVar[int]
     MAXITER_FIELD_NUMBER: _ClassVar[int]
     REFINE_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ORDERING_FIELD_NUMBER: _ClassVar[int]
+    REUSE_FIELD_NUMBER: _ClassVar[int]
+    RECYCLE_FIELD_NUMBER: _ClassVar[int]
+    NULLSPACE_FIELD_NUMBER: _ClassVar[int]
+    DAMP_FIELD_NUMBER: _ClassVar[int]
+    RCOND_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
     method: str
     preconditioner: str
     trans: Trans
@@ -96,7 +105,16 @@ class Options(_message.Message):
     atol: float
     maxiter: int
     refine: int
-    def __init__(self, method: _Optional[str] = ..., preconditioner: _Optional[str] = ..., trans: _Optional[_Union[Trans, str]] = ..., rtol: _Optional[float] = ..., atol: _Optional[float] = ..., maxiter: _Optional[int] = ..., refine: _Optional[int] = ...) -> None: ...
+    restart: int
+    precision: str
+    ordering: str
+    reuse: str
+    recycle: int
+    nullspace: str
+    damp: float
+    rcond: float
+    condition: bool
+    def __init__(self, method: _Optional[str] = ..., preconditioner: _Optional[str] = ..., trans: _Optional[_Union[Trans, str]] = ..., rtol: _Optional[float] = ..., atol: _Optional[float] = ..., maxiter: _Optional[int] = ..., refine: _Optional[int] = ..., restart: _Optional[int] = ..., precision: _Optional[str] = ..., ordering: _Optional[str] = ..., reuse: _Optional[str] = ..., recycle: _Optional[int] = ..., nullspace: _Optional[str] = ..., damp: _Optional[float] = ..., rcond: _Optional[float] = ..., condition: bool = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue", "hash", "analyze", "factor", "solve")
@@ -125,7 +143,7 @@ class Element(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ...) -> None: ...
 
 class Certificate(_message.Message):
-    __slots__ = ("status", "method", "reason", "precision", "iterations", "relative_residual", "backward_error", "condition_estimate", "symbolic_hit", "factor_hit", "seconds", "instance", "refinements", "elements")
+    __slots__ = ("status", "method", "reason", "precision", "iterations", "relative_residual", "backward_error", "condition_estimate", "symbolic_hit", "factor_hit", "seconds", "instance", "refinements", "elements", "preconditioner")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +158,7 @@ class Certificate(_message.Message):
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     REFINEMENTS_FIELD_NUMBER: _ClassVar[int]
     ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    PRECONDITIONER_FIELD_NUMBER: _ClassVar[int]
     status: Status
     method: str
     reason: str
@@ -154,4 +173,5 @@ class Certificate(_message.Message):
     instance: str
     refinements: int
     elements: _containers.RepeatedCompositeFieldContainer[Element]
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., method: _Optional[str] = ..., reason: _Optional[str] = ..., precision: _Optional[str] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ..., condition_estimate: _Optional[float] = ..., symbolic_hit: bool = ..., factor_hit: bool = ..., seconds: _Optional[_Union[Timings, _Mapping]] = ..., instance: _Optional[str] = ..., refinements: _Optional[int] = ..., elements: _Optional[_Iterable[_Union[Element, _Mapping]]] = ...) -> None: ...
+    preconditioner: str
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., method: _Optional[str] = ..., reason: _Optional[str] = ..., precision: _Optional[str] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ..., condition_estimate: _Optional[float] = ..., symbolic_hit: bool = ..., factor_hit: bool = ..., seconds: _Optional[_Union[Timings, _Mapping]] = ..., instance: _Optional[str] = ..., refinements: _Optional[int] = ..., elements: _Optional[_Iterable[_Union[Element, _Mapping]]] = ..., preconditioner: _Optional[str] = ...) -> None: ...

@@ -67,7 +67,9 @@ class Answering:
             rtol=options.rtol,
             atol=options.atol,
             maxiter=options.maxiter,
+            restart=options.restart,
             refine=options.refine,
+            condition=bool(options.condition),
             x0=x0,
             cancelled=context.over,
         )
@@ -104,6 +106,7 @@ class Answering:
             instance=self._instance,
             refinements=answer.refinements,
             elements=() if entry.operand.batch is None else elements,
+            preconditioner=prepared.choice.spec.preconditioner,
         )
 
     def _count(self, op: str, certificate: Certificate, solved: Solved, width: int) -> None:

@@ -1,6 +1,6 @@
 """One solve from a factor, refined where it must be and proved: the way every reply is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -10,6 +10,7 @@ from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
 from .certify import Evidence, Reference, measure, reference
+from .conditioning import estimate
 from .faults import systems
 from .one_column import Figures, certify
 from .refine import refine
@@ -67,6 +68,9 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
     if stacked.size == 0:
         return _empty(factor, rhs, stacked.shape)
     with np.errstate(all="ignore"):
+        if controls.condition:
+            estimated = estimate(factor)
+            return _conditioned(answer(factor, rhs, trans, replace(controls, condition=False)), estimated, factor)
         outcome = None
         if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
             outcome = factor.solve(rhs, trans, controls)
@@ -230,6 +234,17 @@ def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
         backward_error=np.array([[backward]]),
         condition=max(condition, factor.condition or 0.0),
     )
+
+
+def _conditioned(unconditioned: Answer, estimated: float | None, factor: Factor) -> Answer:
+    """The answer with an estimate that was asked for; beyond 1/eps no digit of x is certain."""
+    if estimated is None:
+        return unconditioned
+    statuses = unconditioned.statuses
+    if estimated >= 1 / epsilon(factor.operand.dtype):
+        worse = {Status.OK: Status.ILL_CONDITIONED}
+        statuses = tuple(tuple(worse.get(status, status) for status in system) for system in statuses)
+    return replace(unconditioned, statuses=statuses, condition=max(estimated, unconditioned.condition or 0.0))
 
 
 def _check(factor: Factor, rhs: Array, x0: Array | None) -> None:

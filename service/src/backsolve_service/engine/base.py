@@ -22,15 +22,24 @@ class FactorSpec:
 
     Attributes:
         method: a row of the registry, never "auto".
-        preconditioner: of an iterative method, else None.
+        preconditioner: of an iterative method, with all its parameters spelled out
+            (`precond/parameters.py`), else None.
         precision: NumPy name of the type the factor is computed in.
         device: "cpu", or a CUDA device such as "cuda:0".
+        ordering: of a sparse direct method, else None.
+        nullspace: what the matrix is known to map to zero, or None.
+        damp: of least squares, or 0.
+        rcond: of least squares, or None for the method's own.
     """
 
     method: str
     preconditioner: str | None
     precision: str
     device: str
+    ordering: str | None = None
+    nullspace: str | None = None
+    damp: float = 0.0
+    rcond: float | None = None
 
 
 def never() -> bool:
@@ -46,15 +55,19 @@ class Controls:
         rtol, atol: the answer is wanted with ||b - op(A)x|| <= max(rtol ||b||, atol) in each
             column; None: the method's default (see `tolerance.py`).
         maxiter: of an iterative method.
+        restart: of GMRES.
         refine: most refinement steps of a direct method.
         x0: first iterate, `[n, k]` (`[batch, n, k]`).
+        condition: an estimate of the condition number is wanted even where it costs solves.
         cancelled: asked between iterations; true stops the solve with `CancelledError`.
     """
 
     rtol: float | None = None
     atol: float | None = None
     maxiter: int | None = None
+    restart: int | None = None
     refine: int | None = None
+    condition: bool = False
     x0: Array | None = None
     cancelled: Callable[[], bool] = field(default=never, compare=False)
 
@@ -130,8 +143,6 @@ class Solver(ABC):
     """One method: a row of the registry."""
 
     name: ClassVar[str]
-    options: ClassVar[frozenset[str]]
-    """Names of the fields of `Controls` (and "preconditioner") that the method uses."""
 
     @abstractmethod
     def analyze(self, pattern: AnyPattern) -> Symbolic:

@@ -2,14 +2,26 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 
 from backsolve.errors import InvalidOptionError
 from backsolve.types import TRANS, Options
 
-from .registry import ROWS, methods, preconditioners
+from .precond import parameters
+from .registry import PRECONDITIONERS, ROWS, check_installed
 
 AUTO = "auto"
+
+
+_CHOICES = {
+    "precision": ("full", "mixed"),
+    "ordering": ("auto", "mmd", "nd", "colamd"),
+    "reuse": ("precondition",),
+    "nullspace": ("constant",),
+}
+_LEAST = {"maxiter": 1, "restart": 1, "refine": 0, "recycle": 0}
+_NUMBERS = ("rtol", "atol", "damp", "rcond")
 
 
 def validate(options: Options) -> None:
@@ -17,25 +29,61 @@ def validate(options: Options) -> None:
 
     Raises:
         InvalidOptionError: an unknown name, or a value out of range.
+        NotSupportedError: a method or preconditioner whose library is not installed.
     """
-    _known("method", options.method, (AUTO, *methods()))
+    known("method", options.method, (AUTO, *ROWS))
+    if options.method != AUTO:
+        check_installed("method", options.method, ROWS[options.method])
     if options.preconditioner is not None:
-        _known("preconditioner", options.preconditioner, preconditioners())
-    _known("trans", options.trans, TRANS)
-    for name in ("rtol", "atol"):
+        preconditioner_spec(options.preconditioner)
+    known("trans", options.trans, TRANS)
+    for name, choices in _CHOICES.items():
+        if getattr(options, name) is not None:
+            known(name, getattr(options, name), choices)
+    for name in _NUMBERS:
         value = getattr(options, name)
         if value is not None and not (_is_number(value) and math.isfinite(value) and value >= 0):
             raise InvalidOptionError(f"{name} must be a finite number, 0 or more", option=name)
-    for name, least in (("maxiter", 1), ("refine", 0)):
+    for name, least in _LEAST.items():
         value = getattr(options, name)
         if value is not None and not (_is_integer(value) and value >= least):
             raise InvalidOptionError(f"{name} must be an integer, {least} or more", option=name)
+    if options.condition is not None and not isinstance(options.condition, bool):
+        raise InvalidOptionError("condition must be true or false", option="condition")
+
+
+def preconditioner_spec(text: str) -> str:
+    """The one spelling of a preconditioner with all its parameters.
+
+    Raises:
+        InvalidOptionError: an unknown name or parameter, or a value out of range.
+        NotSupportedError: its library is not installed.
+    """
+    if not isinstance(text, str):
+        known("preconditioner", text, PRECONDITIONERS)
+    name, given_parameters = parameters.split(text)
+    known("preconditioner", name, PRECONDITIONERS)
+    row = PRECONDITIONERS[name]
+    check_installed("preconditioner", name, row)
+    return parameters.spelled(name, parameters.resolve(name, given_parameters, row.parameters))
+
+
+_NOT_COUNTED = ("method", "trans")
 
 
 def given(options: Options, *, has_x0: bool) -> tuple[str, ...]:
-    """Names of the options that the caller set, `method` and `trans` apart."""
-    names = ("preconditioner", "rtol", "atol", "maxiter", "refine")
-    return (*(name for name in names if getattr(options, name) is not None), *(("x0",) if has_x0 else ()))
+    """Names of the options that the caller set, `method` and `trans` apart.
+
+    "full" and "auto" ask for what every method does anyway, as does `condition=False`.
+    """
+    names = [f.name for f in fields(Options) if f.name not in _NOT_COUNTED and _asks(getattr(options, f.name))]
+    return (*names, *(("x0",) if has_x0 else ()))
+
+
+def _asks(value: object) -> bool:
+    if isinstance(value, str):
+        return value not in ("full", AUTO)
+    return value is not None and value is not False  # by identity: 0.0 asks for something
 
 
 def check_used(method: str, names: Iterable[str]) -> None:
@@ -58,7 +106,12 @@ def users(name: str) -> str:
     return " or ".join(repr(method) for method, row in ROWS.items() if name in row.options)
 
 
-def _known(option: str, name: object, names: Iterable[str]) -> None:
+def known(option: str, name: object, names: Iterable[str]) -> None:
+    """Refuse a name that is not among `names`, with the nearest one.
+
+    Raises:
+        InvalidOptionError: it is not.
+    """
     names = tuple(names)
     if isinstance(name, str) and name in names:
         return

@@ -1,21 +1,36 @@
-"""The one table of methods: where each lives, what it needs, which options it uses.
+"""The two tables: methods, and preconditioners; where each lives, what it needs, which options it uses.
 
-A method's module is imported when the method is first used, so that the engine itself stays
-light. Adding a method is adding a row (and a row in `tests/engine/table.py`).
+A module is imported when it is first used, so that the engine itself stays light. Adding a method
+is adding a row (and a row in `tests/engine/table.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Literal, final
+from importlib.util import find_spec
+from typing import Any, Literal, final
+
+from backsolve.errors import NotSupportedError
 
 from .base import Solver
 from .precond.base import Preconditioner
+from .precond.parameters import Parameter, resolve, split
 
 Layout = Literal["dense", "csr"]
 
-_DIRECT_OPTIONS = frozenset({"rtol", "atol", "refine"})
+Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite"]
+"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric."""
+
+Home = Literal["thread", "process"]
+"""Where a method may run: libraries that hold the interpreter's lock, share state between
+threads or may crash run in processes of their own."""
+
+_DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
+_ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
+_BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
+_DENSE: frozenset[Layout] = frozenset({"dense"})
+_CSR: frozenset[Layout] = frozenset({"csr"})
 
 
 @final
@@ -26,49 +41,89 @@ class Row:
     Attributes:
         path: `module:class` inside this package.
         layouts: what it takes.
-        definite: it needs a Hermitian positive definite matrix.
+        needs: what it needs of the matrix.
         options: the options it uses beside `method` and `trans`.
-        cuda: it can compute on a CUDA device.
+        direct: it factorizes, rather than iterates.
+        cuda: layouts for which it can compute on a CUDA device.
         wide: it computes in double whatever the element type is.
+        home: where it may run.
+        requires: an importable module it cannot do without, of an optional extra.
+        extra: that extra of the distribution.
     """
 
     path: str
     layouts: frozenset[Layout]
-    definite: bool
+    needs: Need
     options: frozenset[str]
-    cuda: bool = False
+    direct: bool = True
+    cuda: frozenset[Layout] = frozenset()
     wide: bool = False
+    home: Home = "thread"
+    requires: str | None = None
+    extra: str | None = None
+
+    @property
+    def definite(self) -> bool:
+        """It needs a Hermitian positive definite matrix."""
+        return self.needs == "definite"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PreconditionerRow:
+    """One preconditioner.
+
+    Attributes:
+        path: `module:class` inside this package.
+        definite: M is Hermitian positive definite by construction if A is, so that CG and MINRES
+            may use it; building it from another matrix is refused.
+        parameters: what may stand in parentheses after its name.
+        requires, extra: as of a method.
+    """
+
+    path: str
+    definite: bool
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    requires: str | None = None
+    extra: str | None = None
 
 
 ROWS: Mapping[str, Row] = {
-    "lu": Row("direct.lu:DenseLu", frozenset({"dense"}), False, _DIRECT_OPTIONS, cuda=True),
-    "cholesky": Row("direct.cholesky:Cholesky", frozenset({"dense", "csr"}), True, _DIRECT_OPTIONS, cuda=True),
-    "superlu": Row("direct.superlu:SuperLu", frozenset({"csr"}), False, _DIRECT_OPTIONS),
-    "cg": Row(
-        "krylov.cg:ConjugateGradients",
-        frozenset({"dense", "csr"}),
-        True,
-        frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"}),
-        wide=True,
-    ),
+    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT, cuda=_DENSE),
+    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _DIRECT, cuda=_DENSE),
+    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _DIRECT),
+    "cg": Row("krylov.cg:ConjugateGradients", _BOTH, "definite", _ITERATIVE, direct=False, wide=True),
 }
 
-PRECONDITIONERS: Mapping[str, str] = {
-    "jacobi": "precond.jacobi:Jacobi",
-    "none": "precond.identity:Identity",
+PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
+    "none": PreconditionerRow("precond.identity:Identity", definite=True),
+    "jacobi": PreconditionerRow("precond.jacobi:Jacobi", definite=True),
 }
 
 DEFAULT_PRECONDITIONER = "jacobi"
 
 
 def methods() -> tuple[str, ...]:
-    """Names of all methods."""
-    return tuple(ROWS)
+    """Names of the methods whose libraries are installed."""
+    return tuple(name for name, row in ROWS.items() if _installed(row))
 
 
 def preconditioners() -> tuple[str, ...]:
-    """Names of all preconditioners."""
-    return tuple(PRECONDITIONERS)
+    """Names of the preconditioners whose libraries are installed."""
+    return tuple(name for name, row in PRECONDITIONERS.items() if _installed(row))
+
+
+def check_installed(kind: str, name: str, row: Row | PreconditionerRow) -> None:
+    """Refuse what is known but not installed here.
+
+    Raises:
+        NotSupportedError: with the command that installs it.
+    """
+    if not _installed(row):
+        raise NotSupportedError(
+            f"{kind} {name!r} needs the package {row.requires!r}, which is not installed where the solve would run: "
+            f"pip install 'backsolve-service[{row.extra}]' there"
+        )
 
 
 @cache
@@ -82,9 +137,35 @@ def solver(name: str) -> Solver:
 @cache
 def preconditioner(name: str) -> type[Preconditioner]:
     """The class of that name, imported on first use; `name` is one of `preconditioners()`."""
-    found = _load(PRECONDITIONERS[name])
+    found = _load(PRECONDITIONERS[name].path)
     assert issubclass(found, Preconditioner)
     return found
+
+
+def precondition(spelled: str, a: Any) -> Preconditioner:
+    """Build a preconditioner for one system.
+
+    Args:
+        spelled: its name with all its parameters, as `FactorSpec.preconditioner` holds it.
+        a: `csr_array` or 2-D array in float64 or complex128.
+
+    Raises:
+        NotPositiveDefiniteError, SingularMatrixError: A has no such preconditioner.
+    """
+    name, given = split(spelled)
+    return preconditioner(name)(a, **resolve(name, given, PRECONDITIONERS[name].parameters))
+
+
+def _installed(row: Row | PreconditionerRow) -> bool:
+    return row.requires is None or _importable(row.requires)
+
+
+@cache
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 def _load(path: str) -> type:

@@ -1,5 +1,6 @@
 """Which method solves a matrix: a pure function of structure, options and device that gives its reason."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -10,8 +11,8 @@ from backsolve.types import Options
 
 from .base import FactorSpec
 from .device import CPU, check_device
-from .options import AUTO, check_used, given, users, validate
-from .registry import DEFAULT_PRECONDITIONER, ROWS
+from .options import AUTO, check_used, given, preconditioner_spec, users, validate
+from .registry import DEFAULT_PRECONDITIONER, ROWS, Layout, Need
 from .structure import Structure
 
 _ITERATIVE_ONLY = ("preconditioner", "maxiter", "x0")
@@ -99,23 +100,47 @@ def _check_solvable(structure: Structure) -> None:
 
 def _check_named(structure: Structure, method: str) -> None:
     row = ROWS[method]
-    layout = "dense" if structure.dense else "csr"
+    layout: Layout = "dense" if structure.dense else "csr"
     if layout not in row.layouts:
-        fitting = [name for name, other in ROWS.items() if layout in other.layouts and other.definite == row.definite]
+        fitting = [name for name, other in ROWS.items() if layout in other.layouts and other.needs == row.needs]
         kind = "dense" if structure.dense else "sparse"
+        cure = f"use method {' or '.join(map(repr, fitting))}" if fitting else "use method 'auto'"
         raise InvalidOptionError(
-            f"method {method!r} does not take a {kind} matrix: use method {' or '.join(map(repr, fitting))}",
-            option="method",
-            method=method,
+            f"method {method!r} does not take a {kind} matrix: {cure}", option="method", method=method
         )
-    if row.definite and not structure.definite_candidate:
+    other = "lu" if structure.dense else "superlu"
+    if row.needs == "definite" and not structure.definite_candidate:
         fault = "is not Hermitian" if not structure.hermitian else "has a diagonal entry that is not positive"
-        other = "lu" if structure.dense else "superlu"
         raise NotPositiveDefiniteError(
             f"method {method!r} needs a Hermitian positive definite matrix, and this one {fault}: "
             f"use method {other!r} or 'auto'",
             method=method,
         )
+    if not _MET[row.needs](structure):
+        raise InvalidOptionError(
+            f"method {method!r} needs a matrix that is {_NAMED[row.needs]}, and this one is not: "
+            f"use method {other!r} or 'auto'",
+            option="method",
+            method=method,
+        )
+
+
+_MET: Mapping[Need, Callable[[Structure], bool]] = {
+    "square": lambda structure: True,
+    "diagonal": lambda structure: structure.facts.diagonal,
+    "triangular": lambda structure: structure.facts.triangular,
+    "symmetric": lambda structure: structure.hermitian or structure.symmetric,
+    "hermitian": lambda structure: structure.hermitian,
+    "definite": lambda structure: structure.definite_candidate,
+}
+_NAMED: Mapping[Need, str] = {
+    "square": "square",
+    "diagonal": "diagonal",
+    "triangular": "triangular",
+    "symmetric": "Hermitian or complex symmetric",
+    "hermitian": "Hermitian",
+    "definite": "Hermitian positive definite",
+}
 
 
 def _spec(structure: Structure, method: str, options: Options, device: str) -> FactorSpec:
@@ -123,10 +148,17 @@ def _spec(structure: Structure, method: str, options: Options, device: str) -> F
     precision = structure.dtype
     if row.wide:
         precision = np.dtype(np.complex128 if np.dtype(precision).kind == "c" else np.float64).name
-    uses_preconditioner = "preconditioner" in row.options
+    preconditioner = None
+    if "preconditioner" in row.options:
+        preconditioner = preconditioner_spec(options.preconditioner or DEFAULT_PRECONDITIONER)
+    layout: Layout = "dense" if structure.dense else "csr"
     return FactorSpec(
         method=method,
-        preconditioner=(options.preconditioner or DEFAULT_PRECONDITIONER) if uses_preconditioner else None,
+        preconditioner=preconditioner,
         precision=precision,
-        device=device if row.cuda and structure.dense else CPU,
+        device=device if layout in row.cuda else CPU,
+        ordering=(options.ordering or AUTO) if "ordering" in row.options else None,
+        nullspace=options.nullspace,
+        damp=options.damp or 0.0,
+        rcond=options.rcond,
     )

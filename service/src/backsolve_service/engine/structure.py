@@ -41,6 +41,11 @@ class PatternFacts:
     upper_bandwidth: int
 
     @property
+    def diagonal(self) -> bool:
+        """Nothing is stored off the diagonal."""
+        return max(self.lower_bandwidth, self.upper_bandwidth) == 0
+
+    @property
     def triangular(self) -> bool:
         """Lower or upper triangular (or diagonal)."""
         return min(self.lower_bandwidth, self.upper_bandwidth) == 0
@@ -57,6 +62,7 @@ class Structure:
         batch: several systems on one pattern.
         dtype: NumPy name of the element type.
         hermitian: A = Aᴴ up to rounding of the single entry.
+        symmetric: A = Aᵀ likewise; of real matrices the same.
         real_positive_diagonal: every diagonal entry is stored, real and above zero.
     """
 
@@ -65,6 +71,7 @@ class Structure:
     batch: bool
     dtype: str
     hermitian: bool
+    symmetric: bool
     real_positive_diagonal: bool
 
     @property
@@ -94,13 +101,17 @@ def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
 def inspect(facts: PatternFacts, operand: Operand) -> Structure:
     """Facts of the values in O(nnz); a dense matrix is left at its first unsymmetric block of rows."""
     positive = facts.full_diagonal and all(_positive(diagonal(a)) for a in operand.systems)
-    hermitian = facts.symmetric_pattern and all(is_hermitian(a) for a in operand.systems)
+    mirrored = facts.symmetric_pattern
+    hermitian = mirrored and all(is_hermitian(a) for a in operand.systems)
+    real = operand.dtype.kind != "c"
+    symmetric = hermitian if real else mirrored and all(is_hermitian(a, conjugate=False) for a in operand.systems)
     return Structure(
         facts=facts,
         dense=operand.pattern.layout == "dense",
         batch=operand.batch is not None,
         dtype=operand.dtype.name,
         hermitian=hermitian,
+        symmetric=symmetric,
         real_positive_diagonal=positive,
     )
 
@@ -110,26 +121,27 @@ def diagonal(a: Any) -> Array:
     return np.asarray(a.diagonal())
 
 
-def is_hermitian(a: Any) -> bool:
+def is_hermitian(a: Any, *, conjugate: bool = True) -> bool:
     """Whether one system equals its conjugate transpose, entry by entry within a few roundings.
 
     Entry by entry and not in a norm: a badly scaled matrix must not hide an unsymmetric corner.
+    With `conjugate=False` it is compared with its plain transpose.
     """
     if isinstance(a, np.ndarray):
         for start in range(0, a.shape[0], _BLOCK_ROWS):
             stop = start + _BLOCK_ROWS
             # Rows left of the block were compared when they were columns.
-            if not _mirrored(a[start:stop, start:], a[start:, start:stop].T):
+            if not _mirrored(a[start:stop, start:], a[start:, start:stop].T, conjugate):
                 return False
         return True
     columns = a.tocsc()
     if not (np.array_equal(columns.indptr, a.indptr) and np.array_equal(columns.indices, a.indices)):
         return False
-    return _mirrored(a.data, columns.data)
+    return _mirrored(a.data, columns.data, conjugate)
 
 
-def _mirrored(entries: Array, mirror: Array) -> bool:
-    if mirror.dtype.kind == "c":
+def _mirrored(entries: Array, mirror: Array, conjugate: bool) -> bool:
+    if conjugate and mirror.dtype.kind == "c":
         mirror = np.conj(mirror)
     if np.array_equal(entries, mirror):
         return True

@@ -20,7 +20,7 @@ def block_key(ref: FactorRef, rhs: Array, trans: Trans, controls: Controls) -> H
     """
     if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < ref.max_columns:
         return None
-    return (ref.id, trans, rhs.dtype, controls.rtol, controls.atol, controls.maxiter, controls.refine)
+    return (ref.id, trans, rhs.dtype, controls)
 
 
 def stacked(columns: Sequence[Array]) -> Array:

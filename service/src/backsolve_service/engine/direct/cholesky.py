@@ -14,7 +14,6 @@ class Cholesky(Solver):
     """Hermitian positive definite matrices; anything else is refused, with the column that shows it."""
 
     name = "cholesky"
-    options = frozenset({"rtol", "atol", "refine"})
 
     def analyze(self, pattern: AnyPattern) -> Symbolic:
         """Order a sparse pattern; a dense one needs nothing.

@@ -60,7 +60,6 @@ class DenseLu(Solver):
     """Any square nonsingular dense matrix."""
 
     name = "lu"
-    options = frozenset({"rtol", "atol", "refine"})
 
     def analyze(self, pattern: AnyPattern) -> Symbolic:
         """Nothing to prepare."""

@@ -72,7 +72,6 @@ class SuperLu(Solver):
     """Any square nonsingular sparse matrix."""
 
     name = "superlu"
-    options = frozenset({"rtol", "atol", "refine"})
 
     def analyze(self, pattern: AnyPattern) -> Symbolic:
         """Order the pattern."""

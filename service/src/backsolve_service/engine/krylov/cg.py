@@ -18,7 +18,7 @@ from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..faults import finite_statuses, not_definite, record
 from ..operand import Operand
 from ..precond.base import Preconditioner
-from ..registry import DEFAULT_PRECONDITIONER, preconditioner
+from ..registry import DEFAULT_PRECONDITIONER, precondition
 from ..scaling import exponents, magnitude, shift
 from ..structure import diagonal, is_hermitian
 from ..tolerance import CG_LIMIT_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
@@ -139,7 +139,6 @@ class ConjugateGradients(Solver):
     """Hermitian positive definite matrices; what shows itself to be something else is refused."""
 
     name = "cg"
-    options = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
 
     def analyze(self, pattern: AnyPattern) -> Symbolic:
         """Nothing to prepare."""
@@ -154,14 +153,13 @@ class ConjugateGradients(Solver):
         """
         symbolic.check(operand)
         statuses = finite_statuses(operand)
-        build = preconditioner(spec.preconditioner or DEFAULT_PRECONDITIONER)
         built: list[Preconditioner | None] = []
         for index, a in enumerate(operand.systems):
             m = None
             if statuses[index] is Status.OK:
                 try:
                     _check_definite(a)
-                    m = build(operand.wide[index])
+                    m = precondition(spec.preconditioner or DEFAULT_PRECONDITIONER, operand.wide[index])
                 except BacksolveError as error:
                     statuses[index] = record(operand, error)
             built.append(m)

@@ -7,16 +7,19 @@ from backsolve.types import Array
 
 
 class Preconditioner(ABC):
-    """An easily inverted stand-in M for one matrix A, Hermitian positive definite by construction.
+    """An easily inverted stand-in M for one matrix A.
 
     M changes the cost of a solve, never its answer. Immutable once built; built from one system
-    in float64 or complex128.
+    in float64 or complex128. Its row in the registry says whether M is Hermitian positive definite
+    by construction; only then may CG and MINRES use it.
 
     Args:
         a: `csr_array` or 2-D array.
+        parameters: those of its row in the registry, all of them, by name.
 
     Raises:
-        NotPositiveDefiniteError: A shows that it is not positive definite.
+        NotPositiveDefiniteError: M would be definite by construction, and A shows that it is not.
+        SingularMatrixError: M would be singular.
     """
 
     @abstractmethod
@@ -30,3 +33,7 @@ class Preconditioner(ABC):
     @abstractmethod
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`; may return its argument."""
+
+    @abstractmethod
+    def apply_adjoint(self, residuals: Array) -> Array:
+        """`M⁻ᴴ r` for each of the rows of `residuals`, `[k, n]`; may return its argument."""

@@ -22,3 +22,7 @@ class Identity(Preconditioner):
     def apply(self, residuals: Array) -> Array:
         """Return the residuals themselves."""
         return residuals
+
+    def apply_adjoint(self, residuals: Array) -> Array:
+        """M is Hermitian."""
+        return self.apply(residuals)

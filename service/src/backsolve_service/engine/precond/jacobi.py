@@ -35,3 +35,7 @@ class Jacobi(Preconditioner):
     def apply(self, residuals: Array) -> Array:
         """Scale each row of `residuals`, `[k, n]`."""
         return residuals * self._inverse
+
+    def apply_adjoint(self, residuals: Array) -> Array:
+        """M is Hermitian."""
+        return self.apply(residuals)
