@@ -1,7 +1,6 @@
 """The client: linear solves, their gradients and tangents, wherever the engine runs."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from threading import Lock
 from types import TracebackType
 from typing import Any, Unpack, final
@@ -19,6 +18,7 @@ from .factorized import Factorized
 from .gradient import tangent_rhs, values_gradient
 from .matrix import Matrix
 from .options import SolveOptions, make_options
+from .quality import Quality, quality
 from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
 
@@ -143,6 +143,7 @@ class Client:
         x: Any,
         cotangent: Any,
         *,
+        b: Any = None,
         want: tuple[Want, ...] = ("b", "values"),
         values_on: str = "client",
         on_failure: OnFailure = "raise",
@@ -159,6 +160,8 @@ class Client:
             A: as for `solve`.
             x: the forward answer; may be None when only "b" is wanted.
             cotangent: shaped like x.
+            b: the forward's right-hand side; with it (and x) the reply has `corrected_value`, and
+                with `condition=True` also `error_bound`.
             want: which gradients; the other is None.
             values_on: "client" (λ alone travels) or "server" (`∂A` is formed there).
             on_failure, timeout: as for `solve`.
@@ -171,24 +174,37 @@ class Client:
         """
         asked = make_options(**options)
         _check_want(want, values_on, x)
+        if b is not None and x is None:
+            raise InvalidOptionError("judging the gradient needs x beside b: give both")
         needs_x = "values" in want
-        canonical, (given, forward) = self._common(
-            A, cotangent=as_array(cotangent, "the cotangent"), x=x if needs_x else None
+        canonical, (given, forward, rhs) = self._common(
+            A, cotangent=as_array(cotangent, "the cotangent"), x=x if needs_x or b is not None else None, b=b
         )
         assert given is not None
         matrix = canonical.matrix
-        if values_on == "server" and needs_x:
-            reply = self._session.adjoint(matrix, given, asked, want, forward, timeout, on_failure)
-            return replace(reply, values=canonical.like_caller(reply.values))
-        reply = self._session.adjoint(matrix, given, asked, ("b",), None, timeout, on_failure)
-        values = None
-        if needs_x:
+        served = values_on == "server" and needs_x
+        # λ is needed here for whatever is formed here.
+        from_server: tuple[Want, ...] = want if served and rhs is None else ("b", "values") if served else ("b",)
+        reply = self._session.adjoint(
+            matrix, given, asked, from_server, forward if served else None, timeout, on_failure
+        )
+        values = reply.values
+        if needs_x and not served:
             assert forward is not None
             assert reply.b is not None
-            values = canonical.like_caller(
-                values_gradient(matrix.pattern, reply.b, forward, asked.trans, batched=matrix.batch is not None)
-            )
-        return replace(reply, b=reply.b if "b" in want else None, values=values)
+            values = values_gradient(matrix.pattern, reply.b, forward, asked.trans, batched=matrix.batch is not None)
+        found = Quality(None, None)
+        if rhs is not None:
+            assert forward is not None
+            assert reply.b is not None
+            found = quality(matrix, asked.trans, rhs, forward, given, reply.b, reply.stats.inverse_norm)
+        return Gradients(
+            b=reply.b if "b" in want else None,
+            values=None if values is None else canonical.like_caller(values),
+            stats=reply.stats,
+            corrected_value=found.corrected_value,
+            error_bound=found.error_bound,
+        )
 
     def vjp_matrix(
         self,

@@ -146,6 +146,7 @@ class Certificate:
         instance: identity of the process that solved it.
         elements: one entry a system when values were batched, else empty.
         preconditioner: of an iterative method, with its parameters.
+        inverse_norm: an estimate of a bound on ||A⁻¹||₂, where `condition` was asked for.
     """
 
     status: Status
@@ -163,6 +164,7 @@ class Certificate:
     refinements: int = 0
     elements: tuple[Element, ...] = ()
     preconditioner: str | None = None
+    inverse_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +194,17 @@ class Gradients:
         b: shaped like `b`.
         values: on A's own stored entries, in the caller's layout and order.
         stats: the certificate of the adjoint solve.
+        corrected_value: Re(gᴴx + λᴴr), if b was given: the linear functional Re(gᴴx) whose gradient
+            this is, with the error of x corrected to first order.
+        error_bound: bound on the Frobenius norm of the error of `values`, if b was given and the
+            condition asked for.
     """
 
     b: Array | None
     values: Any
     stats: Certificate
+    corrected_value: float | None = None
+    error_bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from ..types import (
 _DEFAULTS = Options()
 
 _FIGURES = ("relative_residual", "backward_error")
+_OPTIONAL_FIGURES = ("condition_estimate", "inverse_norm")
 
 
 def check_keys(document: Mapping[str, Any], known: Iterable[str], what: str) -> None:
@@ -108,8 +109,9 @@ def certificate_to_json(certificate: Certificate, *, elements: bool = True) -> d
     document["seconds"] = asdict(certificate.seconds)
     for name in _FIGURES:
         document[name] = _to_figure(document[name])
-    if certificate.condition_estimate is not None:
-        document["condition_estimate"] = _to_figure(certificate.condition_estimate)
+    for name in _OPTIONAL_FIGURES:
+        if document[name] is not None:
+            document[name] = _to_figure(document[name])
     if elements:
         document["elements"] = [
             {
@@ -137,8 +139,9 @@ def certificate_from_json(document: Any, tensors: Mapping[str, Array] | None = N
         known["seconds"] = Timings(**{field.name: float(seconds.get(field.name, 0.0)) for field in fields(Timings)})
         for name in _FIGURES:
             known[name] = float(known[name])
-        if known.get("condition_estimate") is not None:
-            known["condition_estimate"] = float(known["condition_estimate"])
+        for name in _OPTIONAL_FIGURES:
+            if known.get(name) is not None:
+                known[name] = float(known[name])
         listed = known.pop("elements", [])
         known["elements"] = (
             _elements_from_tensors(tensors)

@@ -75,6 +75,7 @@ def encode_certificate(certificate: Certificate, elements: bool = True) -> types
         refinements=certificate.refinements,
         elements=encode_elements(certificate.elements) if elements else (),
         preconditioner=certificate.preconditioner,
+        inverse_norm=certificate.inverse_norm,
     )
 
 
@@ -118,6 +119,7 @@ def decode_certificate(message: types.Certificate, more: Iterable[types.Element]
             for e in part
         ),
         preconditioner=message.preconditioner if message.HasField("preconditioner") else None,
+        inverse_norm=message.inverse_norm if message.HasField("inverse_norm") else None,
     )
 
 

@@ -143,7 +143,7 @@ class Element(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ...) -> None: ...
 
 class Certificate(_message.Message):
-    __slots__ = ("status", "method", "reason", "precision", "iterations", "relative_residual", "backward_error", "condition_estimate", "symbolic_hit", "factor_hit", "seconds", "instance", "refinements", "elements", "preconditioner")
+    __slots__ = ("status", "method", "reason", "precision", "iterations", "relative_residual", "backward_error", "condition_estimate", "symbolic_hit", "factor_hit", "seconds", "instance", "refinements", "elements", "preconditioner", "inverse_norm")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class Certificate(_message.Message):
     REFINEMENTS_FIELD_NUMBER: _ClassVar[int]
     ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     PRECONDITIONER_FIELD_NUMBER: _ClassVar[int]
+    INVERSE_NORM_FIELD_NUMBER: _ClassVar[int]
     status: Status
     method: str
     reason: str
@@ -174,4 +175,5 @@ class Certificate(_message.Message):
     refinements: int
     elements: _containers.RepeatedCompositeFieldContainer[Element]
     preconditioner: str
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., method: _Optional[str] = ..., reason: _Optional[str] = ..., precision: _Optional[str] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ..., condition_estimate: _Optional[float] = ..., symbolic_hit: bool = ..., factor_hit: bool = ..., seconds: _Optional[_Union[Timings, _Mapping]] = ..., instance: _Optional[str] = ..., refinements: _Optional[int] = ..., elements: _Optional[_Iterable[_Union[Element, _Mapping]]] = ..., preconditioner: _Optional[str] = ...) -> None: ...
+    inverse_norm: float
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., method: _Optional[str] = ..., reason: _Optional[str] = ..., precision: _Optional[str] = ..., iterations: _Optional[int] = ..., relative_residual: _Optional[float] = ..., backward_error: _Optional[float] = ..., condition_estimate: _Optional[float] = ..., symbolic_hit: bool = ..., factor_hit: bool = ..., seconds: _Optional[_Union[Timings, _Mapping]] = ..., instance: _Optional[str] = ..., refinements: _Optional[int] = ..., elements: _Optional[_Iterable[_Union[Element, _Mapping]]] = ..., preconditioner: _Optional[str] = ..., inverse_norm: _Optional[float] = ...) -> None: ...

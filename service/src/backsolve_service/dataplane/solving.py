@@ -107,6 +107,7 @@ class Answering:
             refinements=answer.refinements,
             elements=() if entry.operand.batch is None else elements,
             preconditioner=prepared.choice.spec.preconditioner,
+            inverse_norm=answer.inverse_norm,
         )
 
     def _count(self, op: str, certificate: Certificate, solved: Solved, width: int) -> None:

@@ -10,7 +10,7 @@ from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
 from .certify import Evidence, Reference, measure, reference
-from .conditioning import estimate
+from .conditioning import Conditioning, estimate
 from .faults import systems
 from .one_column import Figures, certify
 from .refine import refine
@@ -35,6 +35,7 @@ class Answer:
         backward_error: `[systems, k]`, likewise.
         condition: the factor's estimate of the condition number, or the lower bound that the
             answer itself gives if that is larger; of a batch, the worst. None when n or k is 0.
+        inverse_norm: an estimate of a bound on ||A⁻¹||₂, where the condition was asked for.
     """
 
     x: Array
@@ -44,6 +45,7 @@ class Answer:
     relative_residual: Array
     backward_error: Array
     condition: float | None
+    inverse_norm: float | None = None
 
 
 def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answer:
@@ -236,15 +238,16 @@ def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
     )
 
 
-def _conditioned(unconditioned: Answer, estimated: float | None, factor: Factor) -> Answer:
+def _conditioned(unconditioned: Answer, found: Conditioning | None, factor: Factor) -> Answer:
     """The answer with an estimate that was asked for; beyond 1/eps no digit of x is certain."""
-    if estimated is None:
+    if found is None:
         return unconditioned
     statuses = unconditioned.statuses
-    if estimated >= 1 / epsilon(factor.operand.dtype):
+    if found.number >= 1 / epsilon(factor.operand.dtype):
         worse = {Status.OK: Status.ILL_CONDITIONED}
         statuses = tuple(tuple(worse.get(status, status) for status in system) for system in statuses)
-    return replace(unconditioned, statuses=statuses, condition=max(estimated, unconditioned.condition or 0.0))
+    condition = max(found.number, unconditioned.condition or 0.0)
+    return replace(unconditioned, statuses=statuses, condition=condition, inverse_norm=found.inverse_norm)
 
 
 def _check(factor: Factor, rhs: Array, x0: Array | None) -> None:

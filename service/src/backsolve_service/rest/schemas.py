@@ -93,6 +93,7 @@ _CERTIFICATE = _object(
         "instance": _TEXT,
         "elements": {"type": "array", "items": {"type": "object"}, "description": "one a system of a batch"},
         "preconditioner": {"oneOf": [_TEXT, {"type": "null"}]},
+        "inverse_norm": {"oneOf": [_FIGURE, {"type": "null"}]},
     },
     ("status", "method", "relative_residual", "backward_error"),
     closed=False,
