@@ -25,9 +25,12 @@ class Row:
     preconditioner: str | None
     layout: str
     structure: str
+    on_device: bool = False
+    """With the class that serves CUDA devices, here on torch's CPU."""
 
     def __str__(self):
-        return "-".join(part for part in (self.method, self.preconditioner, self.layout, self.structure) if part)
+        place = "torch" if self.on_device else None
+        return "-".join(part for part in (self.method, self.preconditioner, self.layout, self.structure, place) if part)
 
     @property
     def definite(self):
@@ -49,6 +52,9 @@ TABLE = (
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
     Row("cg", "none", "csr", "definite"),
+    Row("cg", "jacobi", "dense", "definite", on_device=True),
+    Row("cg", "jacobi", "csr", "definite", on_device=True),
+    Row("cg", "none", "csr", "definite", on_device=True),
 )
 
 
@@ -95,12 +101,17 @@ def matrix(layout, a):
 
 def factor(row, a) -> Factor:
     """Analyse and factorize a full array with the method of `row`."""
-    return factor_of(row.method, matrix(row.layout, a), row.preconditioner)
+    return factor_of(row.method, matrix(row.layout, a), row.preconditioner, on_device=row.on_device)
 
 
-def factor_of(method, m, preconditioner=None) -> Factor:
+def solver_of(row):
+    """The class that a row tests."""
+    return solver(row.method, "cuda" if row.on_device else "cpu")
+
+
+def factor_of(method, m, preconditioner=None, *, on_device=False) -> Factor:
     """Analyse and factorize a matrix."""
-    chosen = solver(method)
+    chosen = solver(method, "cuda" if on_device else "cpu")
     spec = FactorSpec(method, preconditioner, m.dtype.name, "cpu")
     return chosen.factorize(chosen.analyze(m.pattern), Operand(m), spec)
 

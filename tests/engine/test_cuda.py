@@ -1,20 +1,23 @@
-"""The dense methods on a CUDA device, held to LAPACK on the CPU in double precision."""
+"""Every method that has a CUDA device, on one, held to LAPACK on the CPU in double precision.
+
+NumPy, SciPy, torch and pytest are enough to run this file (with `--noconftest` where no more is installed).
+"""
+
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from backsolve import Client
-from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
+from backsolve.errors import CancelledError, NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import TRANS, Status
-from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
-from backsolve_service.embedded import EmbeddedTransport
+from backsolve_service.engine.accelerator.place import working
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, Factor, FactorSpec
 from backsolve_service.engine.device import memory
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import solver
-from engine.table import DTYPES, TOLERANCE, array, matrix, numbers, op
+from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, methods, solver
+from engine.table import DTYPES, TOLERANCE, array, matrix, numbers, op, poisson
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,23 +25,40 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-KINDS = {"lu": "general", "cholesky": "definite"}
+KINDS = {"definite": "definite", "hermitian": "indefinite", "symmetric": "indefinite"}
+"""A kind of matrix that meets what a method needs; every other one is tried with "general"."""
 
-each_method = pytest.mark.parametrize("method", KINDS)
+
+def ways() -> list[tuple[str, str, str | None]]:
+    """(method, layout, preconditioner) of all that is computed on a CUDA device."""
+    found: list[tuple[str, str, str | None]] = []
+    for name, row in ROWS.items():
+        given = [p for p, r in PRECONDITIONERS.items() if r.cuda] if "preconditioner" in row.options else [None]
+        found += [(name, layout, p) for layout in sorted(row.cuda) for p in given]
+    return found
+
+
+each_way = pytest.mark.parametrize(("method", "layout", "preconditioner"), ways())
+each_dense = pytest.mark.parametrize("method", ["lu", "cholesky"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_trans = pytest.mark.parametrize("trans", TRANS)
 
 
-def factor(method: str, a: np.ndarray) -> Factor:
+def kind(method: str) -> str:
+    return KINDS.get(ROWS[method].needs, "general")
+
+
+def factor(method: str, a: np.ndarray, layout: str = "dense", preconditioner: str | None = None) -> Factor:
     """Factorize a full array, `[n, n]` or `[batch, n, n]`, on the device."""
-    given, chosen = matrix("dense", a), solver(method)
-    return chosen.factorize(
-        chosen.analyze(given.pattern), Operand(given), FactorSpec(method, None, given.dtype.name, DEVICE)
-    )
+    if method not in methods():
+        pytest.skip(f"the package {ROWS[method].requires!r} is not installed")
+    given, chosen = matrix(layout, a), solver(method, DEVICE)
+    spec = FactorSpec(method, preconditioner, given.dtype.name, DEVICE)
+    return chosen.factorize(chosen.analyze(given.pattern), Operand(given), spec)
 
 
-def batch(kind: str, dtype: str) -> np.ndarray:
-    return np.stack([array(kind, dtype, seed=seed) for seed in (830_174_662, 271_550_983, 604_418_207)])
+def batch(structure: str, dtype: str) -> np.ndarray:
+    return np.stack([array(structure, dtype, seed=seed) for seed in (830_174_662, 271_550_983, 604_418_207)])
 
 
 def close(actual: np.ndarray, a: np.ndarray, b: np.ndarray, trans: str, dtype: str) -> None:
@@ -47,33 +67,110 @@ def close(actual: np.ndarray, a: np.ndarray, b: np.ndarray, trans: str, dtype: s
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max())
 
 
-@each_method
+@each_dense
 @each_dtype
 def test_the_factor_lies_on_the_device(method: str, dtype: str):
-    made = factor(method, array(KINDS[method], dtype))
+    made = factor(method, array(kind(method), dtype))
     held = made.lu if method == "lu" else made.lower
     assert held.device.type == DEVICE
 
 
-@each_method
+@each_way
 @each_dtype
 @each_trans
-@pytest.mark.parametrize("k", [1, 3])
-def test_agrees_with_lapack(method: str, dtype: str, trans: str, k: int):
-    a, b = array(KINDS[method], dtype), numbers((40, k), dtype, 118_093_557)
-    got = answer(factor(method, a), b, trans, Controls())
+@pytest.mark.parametrize("k", [1, 7])
+def test_agrees_with_lapack(method, layout, preconditioner, dtype, trans, k):
+    a, b = array(kind(method), dtype), numbers((40, k), dtype, 118_093_557)
+    got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
     assert got.statuses == ((Status.OK,) * k,)
     close(got.x, a, b, trans, dtype)
 
 
-@each_method
+@each_way
 @each_dtype
 @each_trans
-def test_a_batch_agrees_with_lapack(method: str, dtype: str, trans: str):
-    a, b = batch(KINDS[method], dtype), numbers((3, 40, 2), dtype, 945_210_386)
-    got = answer(factor(method, a), b, trans, Controls())
+def test_the_certificate_is_what_the_answer_shows(method, layout, preconditioner, dtype, trans):
+    a, b = array(kind(method), dtype), numbers((40, 2), dtype, 640_071_198)
+    got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
+    residual = b - op(a, trans) @ got.x
+    expected = np.linalg.norm(residual, axis=0) / np.linalg.norm(b, axis=0)
+    np.testing.assert_allclose(got.relative_residual, expected[None], rtol=0.5, atol=1e-15)
+
+
+@each_way
+@each_dtype
+@each_trans
+def test_a_batch_agrees_with_lapack(method, layout, preconditioner, dtype, trans):
+    a, b = batch(kind(method), dtype), numbers((3, 40, 2), dtype, 945_210_386)
+    if layout == "csr":  # one pattern, of the first
+        a = np.where(a[:1] != 0, np.stack([a[0] * scale for scale in (1, 2, 3)]), 0).astype(dtype)
+    got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
     assert got.statuses == ((Status.OK,) * 2,) * 3
     close(got.x, a, b, trans, dtype)
+
+
+@each_way
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_answers_scale_with_the_right_hand_side(method, layout, preconditioner, scale):
+    a, b = array(kind(method), "float64"), numbers((40, 2), "float64", 27_610_553)
+    f = factor(method, a, layout, preconditioner)
+    got = answer(f, scale * b, "N", Controls())
+    assert got.statuses == ((Status.OK,) * 2,)
+    np.testing.assert_allclose(got.x / scale, np.linalg.solve(a, b), rtol=1e-7, atol=1e-9)
+
+
+@each_way
+def test_threads_share_a_factor(method, layout, preconditioner):
+    a, b = array(kind(method), "float64"), numbers((4, 40, 3), "float64", 12_880_934)
+    f, answers = factor(method, a, layout, preconditioner), {}
+
+    def solve(index: int) -> None:
+        for _ in range(20):
+            answers[index] = answer(f, b[index], "N", Controls()).x
+
+    threads = [threading.Thread(target=solve, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(4):
+        np.testing.assert_allclose(answers[index], np.linalg.solve(a, b[index]), rtol=1e-7, atol=1e-9)
+
+
+def test_each_thread_has_a_stream_of_its_own():
+    seen = []
+
+    def work() -> None:
+        with working(DEVICE):
+            seen.append(torch.cuda.current_stream().cuda_stream)
+        with working(DEVICE):
+            seen.append(torch.cuda.current_stream().cuda_stream)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3]
+    assert len({*seen, torch.cuda.default_stream().cuda_stream}) == 3
+
+
+def test_an_iteration_can_be_cancelled():
+    m = poisson(30)
+    chosen = solver("cg", DEVICE)
+    f = chosen.factorize(chosen.analyze(m.pattern), Operand(m), FactorSpec("cg", "none", "float64", DEVICE))
+    with pytest.raises(CancelledError):
+        f.solve(np.ones((900, 1)), "N", Controls(cancelled=lambda: True))
+
+
+def test_the_device_takes_the_steps_of_the_cpu():
+    m, b = poisson(60), numbers((3600, 3), "float64", 83_355_014)
+    iterations = []
+    for device in ("cpu", DEVICE):
+        chosen = solver("cg", device)
+        f = chosen.factorize(chosen.analyze(m.pattern), Operand(m), FactorSpec("cg", "jacobi", "float64", device))
+        iterations.append(answer(f, b, "N", Controls()).iterations[0])
+    assert iterations[0] == pytest.approx(iterations[1], abs=2)
 
 
 def test_a_singular_matrix_is_an_error():
@@ -98,22 +195,6 @@ def test_of_a_batch_the_singular_system_alone_has_no_answer():
     assert np.isnan(got.x[1]).all()
     for index in (0, 2):
         close(got.x[index], a[index], b[index], "N", "float64")
-
-
-def test_a_client_of_an_engine_on_the_device_meets_one_factor_forward_and_backward():
-    a, b = array("general", "complex128"), numbers((40,), "complex128", 702_664_119)
-    plane = DataPlane(PlaneConfig(device=DEVICE, workers=1))
-    try:
-        with Client(transport=EmbeddedTransport(plane)) as client:
-            assert client.info().device == DEVICE
-            solution = client.solve(a, b)
-            gradients = client.vjp(a, solution.x, b)
-        assert (solution.stats.method, solution.stats.factor_hit, gradients.stats.factor_hit) == ("lu", False, True)
-        assert plane.stats()["factorizations"] == 1
-        close(solution.x, a, b, "N", "complex128")
-        close(gradients.b, a, b, "H", "complex128")
-    finally:
-        assert plane.close()
 
 
 def test_the_memory_of_the_device_is_read():

@@ -18,7 +18,7 @@ from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, solver
-from engine.table import DTYPES, TABLE, TOLERANCE, Row, array, factor, factor_of, matrix, numbers, op
+from engine.table import DTYPES, TABLE, TOLERANCE, Row, array, factor, factor_of, matrix, numbers, op, solver_of
 
 each_row = pytest.mark.parametrize("row", TABLE, ids=str)
 each_direct = pytest.mark.parametrize("row", [row for row in TABLE if ROWS[row.method].direct], ids=str)
@@ -240,7 +240,7 @@ def test_a_diagonal_entry_names_its_column(row):
 
 @each_row
 def test_values_of_another_pattern_are_refused(row):
-    chosen = solver(row.method)
+    chosen = solver_of(row)
     symbolic = chosen.analyze(matrix(row.layout, array(row.structure, "float64", n=40)).pattern)
     other = matrix(row.layout, array(row.structure, "float64", n=39 if row.layout == "dense" else 40, seed=99_812))
     with pytest.raises(InvalidPatternError, match="analysed"):
@@ -303,7 +303,7 @@ def test_inputs_are_left_alone_and_may_be_read_only(row):
     m = matrix(row.layout, a)
     m.values.flags.writeable = b.flags.writeable = False
     values, rhs = m.values.copy(), b.copy()
-    f = factor_of(row.method, m, row.preconditioner)
+    f = factor_of(row.method, m, row.preconditioner, on_device=row.on_device)
     got = answer(f, b, "T", Controls())
     got.x[:] = 0
     np.testing.assert_array_equal(m.values, values)
@@ -332,7 +332,13 @@ def test_a_factor_outlives_the_thread_that_made_it_and_serves_several(row):
 @each_row
 def test_memory_is_accounted(row):
     f = factor(row, array(row.structure, "float64"))
-    if row.preconditioner == "none":
+    if row.on_device:
+        # The matrix lies there as well: values, and the pattern of a sparse one.
+        stored = f.operand.values.size
+        assert f.nbytes == stored * 8 + (stored + 41) * 4 * (row.layout == "csr") + 40 * 8 * (
+            row.preconditioner != "none"
+        )
+    elif row.preconditioner == "none":
         assert f.nbytes == 0
     elif row.method == "cg":
         assert f.nbytes == 40 * 8

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on; beyond loopback needs credentials")
     http_port: Port = Field(default=8080, description="port of REST and /metrics; 0 picks a free one")
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks a free one")
-    device: Device = Field(default="cpu", description='where dense methods run: "cpu" or "cuda:0"')
+    device: Device = Field(default="cpu", description='where methods run that can: "cpu" or "cuda:0"')
     workers: int = Field(
         default_factory=usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
     )

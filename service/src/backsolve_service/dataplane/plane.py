@@ -55,7 +55,7 @@ class PlaneConfig:
     """Settings of a data plane.
 
     Attributes:
-        device: "cpu" or a CUDA device; where dense factors are computed.
+        device: "cpu" or a CUDA device; where methods compute that can.
         workers: threads that factorize and solve.
         cache_bytes: budget for patterns, matrices and factors.
         max_payload_bytes: largest single call.

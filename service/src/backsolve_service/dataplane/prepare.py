@@ -46,7 +46,7 @@ class Preparer:
     Args:
         cache: what is known already.
         scheduler: whose workers build what is not.
-        device: where dense factors are computed.
+        device: where methods compute that can.
         telemetry: counts what was built.
     """
 
@@ -81,7 +81,7 @@ class Preparer:
         held = self._cache.factor(entry, choice.spec)
         if held is not None:
             return Prepared(held, choice, True, True, 0.0, 0.0, 0.0)
-        method = solver(choice.spec.method)
+        method = solver(choice.spec.method, choice.spec.device)
         symbolic = self._cache.get_symbolic(
             entry.pattern,
             choice.spec.method,
@@ -123,7 +123,7 @@ class Preparer:
 
     def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Symbolic:
         self._telemetry.count("analyses")
-        return solver(choice.spec.method).analyze(entry.pattern.pattern)
+        return solver(choice.spec.method, choice.spec.device).analyze(entry.pattern.pattern)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":

@@ -9,7 +9,7 @@ from backsolve.errors import InvalidDtypeError, InvalidShapeError
 from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
-from .certify import Evidence, Reference, measure, reference
+from .certify import Evidence, Proof, Reference, accept, measure, reference
 from .conditioning import Conditioning, estimate
 from .faults import systems
 from .one_column import Figures, certify
@@ -76,7 +76,7 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
         outcome = None
         if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
             outcome = factor.solve(rhs, trans, controls)
-            figures = certify(factor, rhs, outcome.x, trans, controls)
+            figures = None if outcome.proof else certify(factor, rhs, outcome.x, trans, controls)
             if figures is not None:
                 return _plain(factor, outcome, figures)
         return _Run(factor, stacked, trans, controls, outcome).answer(rhs.shape)
@@ -104,13 +104,15 @@ class _Run:
 
     def answer(self, shape: tuple[int, ...]) -> Answer:
         """Solve, refine, prove."""
-        x, statuses, iterations = self._solve()
+        x, statuses, iterations, proof = self._solve()
         # Measured as it is returned: rounded, and scaled back.
-        evidence = measure(self.operand, self.against, self._scaled(x), self.trans)
+        evidence = self._measured(x) if proof is None else accept(proof, self.against)
         refinements = 0
         if self.factor.direct:
             limit = REFINEMENTS if self.controls.refine is None else self.controls.refine
             if limit and self._unmet(evidence).any():
+                # Refinement needs the residuals themselves.
+                evidence = evidence if proof is None else self._measured(x)
                 x, evidence, refinements = self._refined(x, evidence, limit)
         grid = self._statuses(x, evidence, statuses)
         if self.bad.any():
@@ -126,17 +128,21 @@ class _Run:
             condition=max(estimates),
         )
 
-    def _solve(self) -> tuple[Array, tuple[Status, ...], tuple[int, ...]]:
-        """The method's own answer, `[systems, n, k]`, in the caller's units."""
+    def _measured(self, x: Array) -> Evidence:
+        return measure(self.operand, self.against, self._scaled(x), self.trans)
+
+    def _solve(self) -> tuple[Array, tuple[Status, ...], tuple[int, ...], Proof | None]:
+        """The method's own answer, `[systems, n, k]`, in the caller's units, and its own proof of it."""
         # Iterative methods scale each column themselves, x0 and atol with it.
         rhs = self.scaled if self.factor.direct else self.rhs
         outcome = self.outcome
         if outcome is None or self.powers is not None or self.bad.any():
             outcome = self.factor.solve(rhs if self.operand.batch is not None else rhs[0], self.trans, self.controls)
         x = outcome.x if outcome.x.ndim == 3 else outcome.x[None]
+        proof = outcome.proof
         if self.factor.direct and self.powers is not None:
-            x = shift(x, self.powers)
-        return x, outcome.statuses, outcome.iterations
+            x, proof = shift(x, self.powers), None  # what is returned may be rounded once more
+        return x, outcome.statuses, outcome.iterations, proof
 
     def _refined(self, x: Array, evidence: Evidence, limit: int) -> tuple[Array, Evidence, int]:
         scaled, evidence, taken = refine(

@@ -13,6 +13,7 @@ from backsolve.errors import InvalidPatternError
 from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Status, Trans
 
+from .certify import Proof
 from .operand import Operand
 
 
@@ -74,17 +75,20 @@ class Controls:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one solve gave, before its residual is measured.
+    """What one solve gave, in most cases before its residual is measured.
 
     Attributes:
         x: shaped like the right-hand side; NaN where a system of a batch has no answer.
         statuses: one a system (a single matrix is one system).
         iterations: one a system, 0 for direct methods; the largest of its columns.
+        proof: the figures of x, where the method has measured them itself because x came from
+            elsewhere, such as a device; None: they are measured here.
     """
 
     x: Array
     statuses: tuple[Status, ...]
     iterations: tuple[int, ...]
+    proof: Proof | None = None
 
 
 class Symbolic(ABC):

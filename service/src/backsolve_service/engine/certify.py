@@ -38,11 +38,27 @@ class Reference:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """The figures of an answer as a method measured them where the answer lay, `[systems, k]`.
+
+    They are what `measure` would find: in double precision, of x as it was returned.
+
+    Attributes:
+        relative, backward, condition: as of `Evidence`; infinite without an answer.
+    """
+
+    relative: Array
+    backward: Array
+    condition: Array
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What the residual of each column says.
 
     Attributes:
-        residual: `[systems, n, k]` b - op(A) x.
+        residual: `[systems, n, k]` b - op(A) x; without rows where a method has measured it elsewhere.
         two: its 2-norm.
         relative: the same over ||b||; 0 where both are 0.
         backward: ||b - op(A) x|| / (||A|| ||x|| + ||b||) in the maximum norm.
@@ -80,6 +96,13 @@ def measure(operand: Operand, against: Reference, x: Array, trans: Trans) -> Evi
         backward = np.where(remainder == 0, 0.0, backward)
         condition = np.where(against.largest > 0, against.matrix * (size / against.largest), 0.0)
     return Evidence(residual, two, _or_infinite(relative), _or_infinite(backward), _or_infinite(condition))
+
+
+def accept(proof: Proof, against: Reference) -> Evidence:
+    """What a method has proved elsewhere, without its residuals, which stayed there."""
+    none = np.empty((against.wide.shape[0], 0, against.wide.shape[2]), dtype=against.wide.dtype)
+    two = np.where(proof.relative > 0, proof.relative * against.two, 0.0)
+    return Evidence(none, two, proof.relative, proof.backward, proof.condition)
 
 
 def two_norm(a: Array) -> Array:

@@ -14,6 +14,7 @@ from typing import Any, Literal, final
 from backsolve.errors import NotSupportedError
 
 from .base import Solver
+from .device import CPU
 from .precond.base import Preconditioner
 from .precond.parameters import Parameter, resolve, split
 
@@ -45,6 +46,7 @@ class Row:
         options: the options it uses beside `method` and `trans`.
         direct: it factorizes, rather than iterates.
         cuda: layouts for which it can compute on a CUDA device.
+        on_cuda: `module:class` of the same method for a CUDA device; None: `path` serves both.
         wide: it computes in double whatever the element type is.
         home: where it may run.
         requires: an importable module it cannot do without, of an optional extra.
@@ -57,6 +59,7 @@ class Row:
     options: frozenset[str]
     direct: bool = True
     cuda: frozenset[Layout] = frozenset()
+    on_cuda: str | None = None
     wide: bool = False
     home: Home = "thread"
     requires: str | None = None
@@ -78,12 +81,14 @@ class PreconditionerRow:
         definite: M is Hermitian positive definite by construction if A is, so that CG and MINRES
             may use it; building it from another matrix is refused.
         parameters: what may stand in parentheses after its name.
+        cuda: it can be applied on a CUDA device; methods that are given another one stay on the CPU.
         requires, extra: as of a method.
     """
 
     path: str
     definite: bool
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    cuda: bool = False
     requires: str | None = None
     extra: str | None = None
 
@@ -92,12 +97,21 @@ ROWS: Mapping[str, Row] = {
     "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT, cuda=_DENSE),
     "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _DIRECT, cuda=_DENSE),
     "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _DIRECT),
-    "cg": Row("krylov.cg:ConjugateGradients", _BOTH, "definite", _ITERATIVE, direct=False, wide=True),
+    "cg": Row(
+        "krylov.cg:ConjugateGradients",
+        _BOTH,
+        "definite",
+        _ITERATIVE,
+        direct=False,
+        cuda=_BOTH,
+        on_cuda="accelerator.methods:DeviceConjugateGradients",
+        wide=True,
+    ),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
-    "none": PreconditionerRow("precond.identity:Identity", definite=True),
-    "jacobi": PreconditionerRow("precond.jacobi:Jacobi", definite=True),
+    "none": PreconditionerRow("precond.identity:Identity", definite=True, cuda=True),
+    "jacobi": PreconditionerRow("precond.jacobi:Jacobi", definite=True, cuda=True),
 }
 
 DEFAULT_PRECONDITIONER = "jacobi"
@@ -126,10 +140,15 @@ def check_installed(kind: str, name: str, row: Row | PreconditionerRow) -> None:
         )
 
 
+def solver(name: str, device: str = CPU) -> Solver:
+    """The method of that name for a device, imported on first use; `name` is one of `methods()`."""
+    row = ROWS[name]
+    return _made(row.path if device == CPU or row.on_cuda is None else row.on_cuda)
+
+
 @cache
-def solver(name: str) -> Solver:
-    """The method of that name, imported on first use; `name` is one of `methods()`."""
-    made = _load(ROWS[name].path)()
+def _made(path: str) -> Solver:
+    made = _load(path)()
     assert isinstance(made, Solver)
     return made
 

@@ -12,7 +12,8 @@ from backsolve.types import Options
 from .base import FactorSpec
 from .device import CPU, check_device
 from .options import AUTO, check_used, given, preconditioner_spec, users, validate
-from .registry import DEFAULT_PRECONDITIONER, ROWS, Layout, Need
+from .precond.parameters import split
+from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Layout, Need
 from .structure import Structure
 
 _ITERATIVE_ONLY = ("preconditioner", "maxiter", "x0")
@@ -152,11 +153,12 @@ def _spec(structure: Structure, method: str, options: Options, device: str) -> F
     if "preconditioner" in row.options:
         preconditioner = preconditioner_spec(options.preconditioner or DEFAULT_PRECONDITIONER)
     layout: Layout = "dense" if structure.dense else "csr"
+    there = layout in row.cuda and (preconditioner is None or PRECONDITIONERS[split(preconditioner)[0]].cuda)
     return FactorSpec(
         method=method,
         preconditioner=preconditioner,
         precision=precision,
-        device=device if layout in row.cuda else CPU,
+        device=device if there else CPU,
         ordering=(options.ordering or AUTO) if "ordering" in row.options else None,
         nullspace=options.nullspace,
         damp=options.damp or 0.0,

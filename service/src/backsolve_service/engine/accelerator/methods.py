@@ -1,0 +1,84 @@
+"""The iterative methods that run on a device, under the names that they have on the CPU."""
+
+from typing import Any, final
+
+import numpy as np
+
+from backsolve.errors import BacksolveError
+from backsolve.pattern import AnyPattern
+from backsolve.types import Status
+
+from ..base import Controls, Factor, FactorSpec, Solver, Symbolic
+from ..faults import finite_statuses, not_definite, record
+from ..operand import Operand
+from ..registry import DEFAULT_PRECONDITIONER
+from ..structure import diagonal, is_hermitian
+from ..tolerance import CG_LIMIT_PER_ROW
+from .cg import conjugate_gradients
+from .krylov import DeviceKrylovFactor, Method
+from .operator import DeviceOperator
+from .pattern import DeviceSymbolic, analyze
+from .place import working
+from .precondition import DevicePreconditioner, build
+from .problem import Iterated, Problem
+
+
+def _iterate_cg(problem: Problem, controls: Controls) -> Iterated:
+    del controls
+    return conjugate_gradients(problem)
+
+
+CG = Method("cg", hermitian=True, limit_per_row=CG_LIMIT_PER_ROW, iterate=_iterate_cg)
+
+
+@final
+class DeviceConjugateGradients(Solver):
+    """Hermitian positive definite matrices; what shows itself to be something else is refused."""
+
+    name = "cg"
+
+    def analyze(self, pattern: AnyPattern) -> Symbolic:
+        """Nothing to prepare: A = Aᴴ."""
+        return analyze(pattern, hermitian=True)
+
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        """Check what can be checked in O(nnz), and bring A and the preconditioner to the device.
+
+        Raises:
+            NotPositiveDefiniteError: not Hermitian, or a diagonal entry is not positive.
+            NonfiniteInputError: the matrix holds NaN or infinity.
+            DeviceOutOfMemoryError: the device has no room.
+        """
+        return prepare(CG, symbolic, operand, spec)
+
+
+def prepare(method: Method, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> DeviceKrylovFactor:
+    """Everything that a solve needs on the device, for each system."""
+    symbolic.check(operand)
+    assert isinstance(symbolic, DeviceSymbolic)
+    statuses = finite_statuses(operand)
+    operators: list[DeviceOperator | None] = []
+    built: list[DevicePreconditioner | None] = []
+    with working(spec.device):
+        for index, a in enumerate(operand.systems):
+            operator, m = None, None
+            if statuses[index] is Status.OK:
+                try:
+                    if method.hermitian:
+                        _check_definite(a, method.name)
+                    m = build(spec.preconditioner or DEFAULT_PRECONDITIONER, operand, index, spec.device)
+                    operator = DeviceOperator(operand, index, symbolic, spec.device)
+                except BacksolveError as error:
+                    statuses[index], m = record(operand, error), None
+            operators.append(operator)
+            built.append(m)
+    return DeviceKrylovFactor(operand, spec.device, method, tuple(operators), tuple(built), tuple(statuses))
+
+
+def _check_definite(a: Any, method: str) -> None:
+    other = "lu" if isinstance(a, np.ndarray) else "superlu"
+    if not is_hermitian(a):
+        raise not_definite(None, method, other)
+    bad = np.flatnonzero(~(diagonal(a).real > 0))
+    if bad.size:
+        raise not_definite(int(bad[0]), method, other)
