@@ -10,7 +10,7 @@ from backsolve.pattern import Pattern
 from backsolve.types import TRANS, Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
-from backsolve_service.engine.direct import ordering
+from backsolve_service.engine.direct import graph
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
 from engine.table import factor_of, matrix, numbers, poisson
@@ -57,7 +57,7 @@ def test_the_gather_permutes_values(m):
 def test_new_values_reuse_the_analysis(monkeypatch):
     m = canonical(unsymmetric(200, 55_810_224))
     symbolic = solver("superlu").analyze(m.pattern)
-    monkeypatch.setattr(ordering, "spilu", None)  # a second ordering would fail
+    monkeypatch.setattr(graph, "spilu", None)  # a second ordering would fail
     for factor_ in (1.0, -3.0, 0.25):
         changed = Matrix(m.pattern, factor_ * m.values * (1 + 0.3 * np.sin(np.arange(m.values.size))))
         f = solver("superlu").factorize(symbolic, Operand(changed), SPEC)

@@ -11,11 +11,15 @@ from ..cache.entries import MatrixEntry, PatternEntry
 from ..cache.store import FactorCache, Found
 from ..context import CallContext
 from ..engine.base import Factor, Symbolic
+from ..engine.faults import systems
 from ..engine.registry import solver
 from ..engine.select import Choice, choose
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
 from .telemetry import Telemetry
+
+Kind = tuple[object, ...]
+"""Factors of one kind on one pattern are about equally large."""
 
 
 @final
@@ -55,7 +59,7 @@ class Preparer:
         self._scheduler = scheduler
         self._device = device
         self._telemetry = telemetry
-        self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[str, int]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[Kind, int]] = WeakKeyDictionary()
 
     def prepare(
         self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool, context: CallContext
@@ -84,7 +88,7 @@ class Preparer:
         method = solver(choice.spec.method, choice.spec.device)
         symbolic = self._cache.get_symbolic(
             entry.pattern,
-            choice.spec.method,
+            choice.spec.analysis,
             lambda: self._scheduler.order(lambda: self._analyze(choice, entry)),
             context,
         )
@@ -97,9 +101,9 @@ class Preparer:
             choice.spec,
             lambda: self._scheduler.order_build(choice.spec, factorize),
             context,
-            self._predicted_bytes(entry, choice),
+            self._predicted_bytes(entry, choice, symbolic.value),
         )
-        self._seen.setdefault(entry.pattern, {})[choice.spec.method] = factor.value.nbytes
+        self._seen.setdefault(entry.pattern, {})[_kind(choice, entry)] = factor.value.nbytes
         self._count(symbolic, factor, choice)
         return Prepared(
             ref=factor.value,
@@ -111,22 +115,26 @@ class Preparer:
             seconds_factor=factor.seconds_run,
         )
 
-    def _predicted_bytes(self, entry: MatrixEntry[FactorRef], choice: Choice) -> int:
-        """Room to set aside before factorizing.
+    def _predicted_bytes(self, entry: MatrixEntry[FactorRef], choice: Choice, symbolic: Symbolic) -> int:
+        """Room to set aside before factorizing: as much as the last such factor took, else as the analysis foretells.
 
-        A dense factor is as large as its matrix, a sparse one as the last one on its pattern; of
-        a pattern's first factor nothing is known.
+        Of the first factor of a method that foretells nothing, nothing is known.
         """
-        if entry.structure.dense:
-            return entry.operand.values.nbytes
-        return self._seen.setdefault(entry.pattern, {}).get(choice.spec.method, 0)
+        seen = self._seen.setdefault(entry.pattern, {}).get(_kind(choice, entry))
+        if seen is not None:
+            return seen
+        return systems(entry.operand) * (symbolic.predicted_nbytes(choice.spec.precision) or 0)
 
     def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Symbolic:
         self._telemetry.count("analyses")
-        return solver(choice.spec.method, choice.spec.device).analyze(entry.pattern.pattern)
+        return solver(choice.spec.method, choice.spec.device).analyze(entry.pattern.pattern, choice.spec)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":
             self._telemetry.phase("analyze", symbolic.seconds_run)
         if factor.lookup == "miss":
             self._telemetry.phase("factor", factor.seconds_run)
+
+
+def _kind(choice: Choice, entry: MatrixEntry[FactorRef]) -> Kind:
+    return (*choice.spec.analysis, choice.spec.precision, systems(entry.operand))

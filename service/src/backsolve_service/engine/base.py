@@ -42,6 +42,11 @@ class FactorSpec:
     damp: float = 0.0
     rcond: float | None = None
 
+    @property
+    def analysis(self) -> tuple[str, str | None, str]:
+        """What of the spec decides the `Symbolic` of a pattern: its key beside the pattern."""
+        return (self.method, self.ordering, self.device)
+
 
 def never() -> bool:
     """The `cancelled` of a solve that nobody can cancel."""
@@ -101,6 +106,15 @@ class Symbolic(ABC):
     def nbytes(self) -> int:
         """Bytes held beside the pattern itself."""
 
+    def predicted_nbytes(self, precision: str) -> int | None:
+        """Bytes that the factor of one matrix on this pattern will hold; None where nothing foretells it.
+
+        Args:
+            precision: NumPy name of the type the factor is computed in.
+        """
+        del precision
+        return None
+
     def check(self, operand: Operand) -> None:
         """Refuse values of another pattern (a silent wrong result in many libraries).
 
@@ -149,8 +163,12 @@ class Solver(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Prepare what the pattern alone decides.
+
+        Args:
+            pattern: where the entries are.
+            spec: only what `FactorSpec.analysis` holds may be used of it; None: the method's defaults.
 
         Raises:
             SingularMatrixError: no values on this pattern are invertible.

@@ -28,6 +28,7 @@ Home = Literal["thread", "process"]
 threads or may crash run in processes of their own."""
 
 _DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
+_SPARSE = _DIRECT | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
 _BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
 _DENSE: frozenset[Layout] = frozenset({"dense"})
@@ -95,8 +96,8 @@ class PreconditionerRow:
 
 ROWS: Mapping[str, Row] = {
     "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT, cuda=_DENSE),
-    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _DIRECT, cuda=_DENSE),
-    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _DIRECT),
+    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE, cuda=_DENSE),
+    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,

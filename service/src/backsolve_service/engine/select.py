@@ -59,6 +59,12 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
         return _automatic(structure, options, names, device)
     _check_named(structure, options.method)
     check_used(options.method, names)
+    if structure.dense and "ordering" in names:
+        raise InvalidOptionError(
+            "ordering is of sparse matrices, and this one is dense: leave it out",
+            option="ordering",
+            method=options.method,
+        )
     return Choice(_spec(structure, options.method, options, device), "asked for by name")
 
 
@@ -159,7 +165,7 @@ def _spec(structure: Structure, method: str, options: Options, device: str) -> F
         preconditioner=preconditioner,
         precision=precision,
         device=device if there else CPU,
-        ordering=(options.ordering or AUTO) if "ordering" in row.options else None,
+        ordering=(options.ordering or AUTO) if "ordering" in row.options and not structure.dense else None,
         nullspace=options.nullspace,
         damp=options.damp or 0.0,
         rcond=options.rcond,

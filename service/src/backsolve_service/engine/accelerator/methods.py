@@ -37,8 +37,9 @@ class DeviceConjugateGradients(Solver):
 
     name = "cg"
 
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Nothing to prepare: A = Aᴴ."""
+        del spec
         return analyze(pattern, hermitian=True)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:

@@ -15,14 +15,14 @@ class Cholesky(Solver):
 
     name = "cholesky"
 
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Order a sparse pattern; a dense one needs nothing.
 
         Raises:
             SingularMatrixError: no values on this pattern are invertible.
         """
         if isinstance(pattern, Pattern):
-            return analyze(pattern, self.name)
+            return analyze(pattern, self.name, spec)
         from .dense import DenseSymbolic  # noqa: PLC0415  (torch is for dense matrices only)
 
         return DenseSymbolic(pattern)

@@ -36,6 +36,10 @@ class DenseSymbolic(Symbolic):
         """Nothing is held."""
         return 0
 
+    def predicted_nbytes(self, precision: str) -> int:
+        """A factor is as large as its matrix, pivots apart."""
+        return self.pattern.nnz * np.dtype(precision).itemsize
+
 
 def tensor(array: Array, device: str) -> torch.Tensor:
     """`array` on `device`; shares memory on the CPU where torch allows it."""

@@ -61,8 +61,9 @@ class DenseLu(Solver):
 
     name = "lu"
 
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Nothing to prepare."""
+        del spec
         if not isinstance(pattern, DensePattern):
             raise InvalidPatternError("method 'lu' takes dense matrices: use method 'superlu'")
         return DenseSymbolic(pattern)

@@ -73,9 +73,9 @@ class SuperLu(Solver):
 
     name = "superlu"
 
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
-        """Order the pattern."""
-        return analyze(pattern, "superlu")
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
+        """Order the pattern, and predict the fill."""
+        return analyze(pattern, self.name, spec)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         """Factorize in the cached ordering, and with full pivoting where a probe solve shows that it must be.

@@ -140,8 +140,9 @@ class ConjugateGradients(Solver):
 
     name = "cg"
 
-    def analyze(self, pattern: AnyPattern) -> Symbolic:
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Nothing to prepare."""
+        del spec
         return CgSymbolic(pattern)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
