@@ -55,6 +55,11 @@ TABLE = (
     Row("cg", "jacobi", "dense", "definite", on_device=True),
     Row("cg", "jacobi", "csr", "definite", on_device=True),
     Row("cg", "none", "csr", "definite", on_device=True),
+    Row("cudss", None, "csr", "general", on_device=True),
+    Row("cudss", None, "csr", "indefinite", on_device=True),
+    Row("cudss", None, "csr", "definite", on_device=True),
+    Row("cudss", None, "csr", "triangular", on_device=True),
+    Row("cudss", None, "csr", "zero_diagonal", on_device=True),
 )
 
 
@@ -105,7 +110,7 @@ def factor(row, a) -> Factor:
 
 
 def solver_of(row):
-    """The class that a row tests."""
+    """The class that a row tests; those of CUDA devices run on torch's CPU."""
     return solver(row.method, "cuda" if row.on_device else "cpu")
 
 
@@ -113,7 +118,7 @@ def factor_of(method, m, preconditioner=None, *, on_device=False) -> Factor:
     """Analyse and factorize a matrix."""
     chosen = solver(method, "cuda" if on_device else "cpu")
     spec = FactorSpec(method, preconditioner, m.dtype.name, "cpu")
-    return chosen.factorize(chosen.analyze(m.pattern), Operand(m), spec)
+    return chosen.factorize(chosen.analyze(m.pattern, spec), Operand(m), spec)
 
 
 def op(a, trans):

@@ -54,7 +54,7 @@ def factor(method: str, a: np.ndarray, layout: str = "dense", preconditioner: st
         pytest.skip(f"the package {ROWS[method].requires!r} is not installed")
     given, chosen = matrix(layout, a), solver(method, DEVICE)
     spec = FactorSpec(method, preconditioner, given.dtype.name, DEVICE)
-    return chosen.factorize(chosen.analyze(given.pattern), Operand(given), spec)
+    return chosen.factorize(chosen.analyze(given.pattern, spec), Operand(given), spec)
 
 
 def batch(structure: str, dtype: str) -> np.ndarray:

@@ -208,7 +208,7 @@ def _self_test(config: PlaneConfig) -> None:
     started = time.perf_counter()
     plane = DataPlane(config)
     try:
-        methods = selftest.run(plane)
+        methods = selftest.run(plane, config.device)
     except selftest.SelfTestError as err:
         raise StartError(str(err)) from err
     finally:

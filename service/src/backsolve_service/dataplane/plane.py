@@ -184,7 +184,7 @@ class DataPlane:
             instance=self.config.instance,
             device=self.config.device,
             dtypes=tuple(d.name for d in DTYPES),
-            methods=methods(),
+            methods=methods(self.config.device),
             preconditioners=preconditioners(),
             limits=self.limits,
             extensions=("vjp", "jvp", "batch", "values-only"),

@@ -50,7 +50,9 @@ class Row:
         on_cuda: `module:class` of the same method for a CUDA device; None: `path` serves both.
         wide: it computes in double whatever the element type is.
         home: where it may run.
-        requires: an importable module it cannot do without, of an optional extra.
+        only_cuda: it cannot compute on the CPU.
+        requires: an importable module it cannot do without, of an optional extra; or a package.
+        probe: `module:function` that tells whether that package is here, where no module's name does.
         extra: that extra of the distribution.
     """
 
@@ -63,7 +65,9 @@ class Row:
     on_cuda: str | None = None
     wide: bool = False
     home: Home = "thread"
+    only_cuda: bool = False
     requires: str | None = None
+    probe: str | None = None
     extra: str | None = None
 
     @property
@@ -108,6 +112,17 @@ ROWS: Mapping[str, Row] = {
         on_cuda="accelerator.methods:DeviceConjugateGradients",
         wide=True,
     ),
+    "cudss": Row(
+        "direct.cudss.solver:Cudss",
+        _CSR,
+        "square",
+        _DIRECT,
+        cuda=_CSR,
+        only_cuda=True,
+        requires="nvidia-cudss-cu13",
+        probe="direct.cudss.library:installed",
+        extra="cuda",
+    ),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
@@ -118,9 +133,9 @@ PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
 DEFAULT_PRECONDITIONER = "jacobi"
 
 
-def methods() -> tuple[str, ...]:
-    """Names of the methods whose libraries are installed."""
-    return tuple(name for name, row in ROWS.items() if _installed(row))
+def methods(device: str = CPU) -> tuple[str, ...]:
+    """Names of the methods that can run where `device` is: their libraries are installed."""
+    return tuple(name for name, row in ROWS.items() if not (row.only_cuda and device == CPU) and _installed(row))
 
 
 def preconditioners() -> tuple[str, ...]:
@@ -177,6 +192,8 @@ def precondition(spelled: str, a: Any) -> Preconditioner:
 
 
 def _installed(row: Row | PreconditionerRow) -> bool:
+    if isinstance(row, Row) and row.probe is not None:
+        return bool(_found(row.probe)())
     return row.requires is None or _importable(row.requires)
 
 
@@ -189,7 +206,11 @@ def _importable(module: str) -> bool:
 
 
 def _load(path: str) -> type:
-    module, _, name = path.partition(":")
-    found = getattr(import_module(f".{module}", __package__), name)
+    found = _found(path)
     assert isinstance(found, type)
     return found
+
+
+def _found(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, SingularMatrixError
+from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, NotSupportedError, SingularMatrixError
 from backsolve.types import Options
 
 from .base import FactorSpec
@@ -58,6 +58,7 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
     if options.method == AUTO:
         return _automatic(structure, options, names, device)
     _check_named(structure, options.method)
+    _check_place(options.method, device)
     check_used(options.method, names)
     if structure.dense and "ordering" in names:
         raise InvalidOptionError(
@@ -129,6 +130,14 @@ def _check_named(structure: Structure, method: str) -> None:
             f"use method {other!r} or 'auto'",
             option="method",
             method=method,
+        )
+
+
+def _check_place(method: str, device: str) -> None:
+    if ROWS[method].only_cuda and device == CPU:
+        raise NotSupportedError(
+            f"method {method!r} computes on a CUDA device only, and this engine has none: "
+            "set BACKSOLVE_DEVICE=cuda:0 where it runs, or use method 'superlu'"
         )
 
 
