@@ -23,7 +23,7 @@ CHECKS := check-style check-types check-layers check-proto check-files
 
 -include deploy/containers.mk
 
-.PHONY: help setup demo serve test test-gpu lint bench $(CHECKS)
+.PHONY: help setup demo serve test test-gpu lint bench bench-gpu $(CHECKS)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,3 +74,6 @@ check-files: $(READY)
 # These two variables change which kernels OpenBLAS picks; a timing must not depend on who set them.
 bench: $(READY)  ## time remote solves against a local factor kept by hand; writes out/bench.json and .png
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.micro $(ARGS)
+
+bench-gpu: $(READY)  ## time solves on a CUDA device beside the speed of its memory; without one, say so
+	@$(BIN)/python -m loadtests.gpu $(ARGS)

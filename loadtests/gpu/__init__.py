@@ -1,0 +1,1 @@
+"""What solves cost on a CUDA device, in seconds and beside the limit that its memory sets."""
