@@ -347,6 +347,24 @@ def test_leaves_go_before_what_they_hang_on(op):
     assert shop.cache.evictions() == {"cleared": 3}
 
 
+def test_what_is_lost_is_forgotten_even_in_use_and_never_freed(shop, op):
+    entry, other = shop.matrix(op), shop.matrix(step(op, 1))
+    lost = shop.factor(entry, 1000).value
+    kept = shop.factor(other, 500).value
+    before = shop.held()
+    with shop.cache.pin(entry):
+        assert shop.cache.forget(lambda ref: ref is lost) == 1
+        assert shop.held() == before - 1000 - OVERHEAD_BYTES
+        assert shop.cache.factor(entry, SUPERLU) is None
+        again = shop.factor(entry, 800).value
+    assert shop.cache.factor(other, SUPERLU) is kept
+    assert shop.cache.forget(lambda ref: ref is lost) == 0
+    shop.cache.clear()
+    assert sorted(ref.nbytes for ref in shop.freed) == sorted([again.nbytes, kept.nbytes])
+    assert shop.held() == 0
+    assert shop.cache.evictions()["lost"] == 1
+
+
 def test_an_evicted_entry_that_is_pinned_comes_back(op):
     shop = Shop()
     entry = shop.matrix(op)

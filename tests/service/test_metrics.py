@@ -31,6 +31,7 @@ NAMES = {
     "cache_entries": ("gauge", {"level"}),
     "cache_evictions": ("counter", {"reason"}),
     "factorizations": ("counter", {"method"}),
+    "worker_restarts": ("counter", {"reason"}),
     "bytes_not_sent": ("counter", set()),
     "device_memory_bytes": ("gauge", {"kind"}),
     "build_info": ("gauge", {"version", "python", "torch"}),
@@ -47,6 +48,7 @@ def fill(observer: Observer) -> None:
     observer.lookup("factor", "coalesced")
     observer.evicted("budget", 3)
     observer.factorized("superlu")
+    observer.restarted("crash")
     observer.bytes_not_sent(4096)
     observer.bind("inflight_requests", lambda: 2)
     observer.bind("queue_depth", lambda: 5.0)
@@ -94,6 +96,8 @@ def test_every_name_with_its_type_and_labels(wrap):
         ("cache_lookups_total", {"level": "factor", "result": "hit"}, 0),
         ("cache_evictions_total", {"reason": "budget"}, 3),
         ("factorizations_total", {"method": "superlu"}, 1),
+        ("worker_restarts_total", {"reason": "crash"}, 1),
+        ("worker_restarts_total", {"reason": "stuck"}, 0),
         ("bytes_not_sent_total", {}, 4096),
         ("inflight_requests", {}, 2),
         ("queue_depth", {}, 5),

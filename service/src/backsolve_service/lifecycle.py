@@ -106,6 +106,8 @@ def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneCo
     return PlaneConfig(
         device=settings.device,
         workers=settings.workers,
+        processes=settings.processes,
+        stuck_seconds=settings.stuck_seconds,
         cache_bytes=settings.cache_bytes,
         max_payload_bytes=settings.max_payload_bytes,
         queue_depth=settings.queue_depth,

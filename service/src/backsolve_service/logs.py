@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import IO, Any, final
 
-from .observer import Gauge, Level, Lookup, Observer, Phase, Reading
+from .observer import Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 ACCESS = "backsolve_service.access"
 
@@ -128,6 +128,10 @@ class AccessLog(Observer):
     def factorized(self, method: str) -> None:
         """Pass on."""
         self._inner.factorized(method)
+
+    def restarted(self, reason: Restart) -> None:
+        """Pass on."""
+        self._inner.restarted(reason)
 
     def bytes_not_sent(self, count: int) -> None:
         """Pass on."""

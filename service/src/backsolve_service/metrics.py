@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .observer import GAUGE_LABELS, Gauge, Level, Lookup, Observer, Phase, Reading
+from .observer import GAUGE_LABELS, Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 NAMESPACE = "backsolve"
 
@@ -109,9 +109,14 @@ class Metrics(Observer):
         self._factorizations = self._counter("factorizations", "Matrices factorized.", ("method",))
         self._lookups = self._counter("cache_lookups", "Questions to the cache.", ("level", "result"))
         self._evictions = self._counter("cache_evictions", "Entries dropped from the cache.", ("reason",))
+        self._restarts = self._counter(
+            "worker_restarts", "Worker processes started in place of one that crashed or was stuck.", ("reason",)
+        )
         # A series that is born at its first event has no rate for that event.
         for name in get_args(Phase):
             self._phases.labels(name)
+        for reason in get_args(Restart):
+            self._restarts.labels(reason)
         for level in get_args(Level):
             for result in get_args(Lookup):
                 self._lookups.labels(level, result)
@@ -168,6 +173,10 @@ class Metrics(Observer):
     def factorized(self, method: str) -> None:
         """Count a factorization."""
         self._factorizations.labels(method).inc()
+
+    def restarted(self, reason: Restart) -> None:
+        """Count a restart."""
+        self._restarts.labels(reason).inc()
 
     def bytes_not_sent(self, count: int) -> None:
         """Count bytes that stayed at home."""

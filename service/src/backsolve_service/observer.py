@@ -12,6 +12,7 @@ from typing import Literal, final
 Phase = Literal["hash", "analyze", "factor", "solve"]
 Level = Literal["pattern", "matrix", "symbolic", "factor"]
 Lookup = Literal["hit", "miss", "coalesced"]
+Restart = Literal["crash", "stuck"]
 Gauge = Literal["inflight_requests", "queue_depth", "cache_bytes", "cache_entries", "device_memory_bytes"]
 
 OK = "OK"
@@ -89,6 +90,10 @@ class Observer(ABC):
         """A matrix was factorized."""
 
     @abstractmethod
+    def restarted(self, reason: Restart) -> None:
+        """A worker process was started in place of one that ended by itself, or that was stuck and was killed."""
+
+    @abstractmethod
     def bytes_not_sent(self, count: int) -> None:
         """A call named a matrix of `count` bytes by its digest and it was held: they did not travel."""
 
@@ -133,6 +138,9 @@ class Silent(Observer):
         """Forget."""
 
     def factorized(self, method: str) -> None:
+        """Forget."""
+
+    def restarted(self, reason: Restart) -> None:
         """Forget."""
 
     def bytes_not_sent(self, count: int) -> None:

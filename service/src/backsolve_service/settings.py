@@ -110,6 +110,15 @@ class Settings(BaseSettings):
     workers: int = Field(
         default_factory=usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
     )
+    processes: int = Field(
+        default=1, ge=1, le=1024, description="processes for methods that need one; started when one is asked for"
+    )
+    stuck_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="time after which a process is killed that works on for nobody",
+    )
     cache_bytes: Size = Field(default=2 * GIB, description="budget for matrices and factors")
     max_payload_bytes: Size = Field(default=GIB, description="largest call that is accepted")
     queue_depth: int = Field(default=128, ge=1, le=4096, description="calls that may wait for a worker")

@@ -35,6 +35,23 @@ class Made(Generic[T]):
     seconds_run: float = 0.0
 
 
+@final
+class Order(Future[Made[T]]):
+    """A build that knows whether anybody still waits for it: what nobody waits for may be given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waited_for: Callable[[], bool] | None = None
+
+    def watch(self, waited_for: Callable[[], bool]) -> None:
+        """From now on `waited_for` knows."""
+        self._waited_for = waited_for
+
+    def wanted(self) -> bool:
+        """Whether anybody waits, as far as is known."""
+        return self._waited_for is None or self._waited_for()
+
+
 Start = Callable[[], Future[Made[T]]]
 """Orders a build and returns at once; the future is resolved wherever the build runs.
 
@@ -88,6 +105,8 @@ class Flights:
         except BaseException as error:
             build = Future()
             build.set_exception(error)
+        if isinstance(build, Order):
+            build.watch(lambda: flight.waiters > 0)
         with self._lock:
             flight.build = build
         build.add_done_callback(lambda done: self._landed(flight, done, land))

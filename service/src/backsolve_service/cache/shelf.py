@@ -1,6 +1,6 @@
 """The hierarchy of entries and the room they share: the part of the cache that needs its lock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, final
 
@@ -145,6 +145,18 @@ class Shelf(Generic[R]):
         self.ledger.evicted(why or reason(entry))
         self._drop(entry)
         return True
+
+    def forget(self, lost: Callable[[R], bool]) -> int:
+        """Drop the factors that are lost already; there is nothing to free."""
+        matrices = [matrix for pattern in self._patterns.values() for matrix in pattern.matrices.values()]
+        gone = [entry for matrix in matrices for entry in matrix.factors.values() if lost(entry.ref)]
+        for entry in gone:
+            entry.live = False
+            del entry.matrix.factors[entry.spec]
+            self.ledger.remove(entry.level, entry.nbytes)
+            self.ledger.evicted("lost")
+            self._queue.offer(entry.matrix)
+        return len(gone)
 
     def _take_in(self, entry: Entry) -> None:
         self.make_room(entry.level, entry.nbytes)

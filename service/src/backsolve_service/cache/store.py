@@ -307,6 +307,18 @@ class FactorCache(Generic[R]):
             self._shelf.release(entry)
             return True
 
+    def forget(self, lost: Callable[[R], bool]) -> int:
+        """Drop every factor that is lost, in use or not: each will be built again when it is asked for.
+
+        Args:
+            lost: whether a factor is no more.
+
+        Returns:
+            How many there were.
+        """
+        with self._lock:
+            return self._shelf.forget(lost)
+
     def clear(self) -> None:
         """Drop everything that is not in use."""
         with self._changing():

@@ -34,8 +34,8 @@ from ..engine.device import CPU, memory
 from ..engine.registry import methods, preconditioners
 from ..machine import usable_cpus
 from ..observer import OK, REFUSED, Observer, Reading, Silent
-from ..scheduling.scheduler import Scheduler
-from ..scheduling.worker import FactorRef
+from ..scheduling.scheduler import STUCK_SECONDS, Scheduler
+from ..scheduling.worker import FactorRef, Worker
 from .calls import Calls
 from .prepare import Preparer
 from .solving import Answering
@@ -57,6 +57,9 @@ class PlaneConfig:
     Attributes:
         device: "cpu" or a CUDA device; where methods compute that can.
         workers: threads that factorize and solve.
+        processes: processes for methods that need one; started when there is such a call.
+        isolated: methods that run in processes although they could run on threads.
+        stuck_seconds: how long a process may work on for nobody before it is killed.
         cache_bytes: budget for patterns, matrices and factors.
         max_payload_bytes: largest single call.
         queue_depth, queue_bytes: most calls, and bytes of right-hand sides, that may wait.
@@ -66,6 +69,9 @@ class PlaneConfig:
 
     device: str = "cpu"
     workers: int = field(default_factory=usable_cpus)
+    processes: int = 1
+    isolated: frozenset[str] = frozenset()
+    stuck_seconds: float = STUCK_SECONDS
     cache_bytes: int = 2 * _GIB
     max_payload_bytes: int = _GIB
     queue_depth: int = 128
@@ -91,7 +97,14 @@ class DataPlane:
         self.limits = Limits(max_message_bytes=8 * _MIB, max_payload_bytes=self.config.max_payload_bytes)
         self.telemetry = Telemetry(observer or Silent())
         self._scheduler = Scheduler(
-            self.config.workers, self.config.queue_depth, self.config.queue_bytes, self.telemetry
+            self.config.workers,
+            self.config.queue_depth,
+            self.config.queue_bytes,
+            self.telemetry,
+            processes=self.config.processes,
+            isolated=self.config.isolated,
+            stuck_seconds=self.config.stuck_seconds,
+            lost=self._forget,
         )
         self._cache: FactorCache[FactorRef] = FactorCache(self.config.cache_bytes, self._scheduler.free, self.telemetry)
         preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry)
@@ -223,6 +236,10 @@ class DataPlane:
             Whether everything ended in time.
         """
         return self._scheduler.close(timeout)
+
+    def _forget(self, worker: Worker) -> None:
+        """A worker lost its factors: the cache forgets them."""
+        self._cache.forget(lambda ref: ref.worker is worker and not worker.holds(ref))
 
     # -- around them -----------------------------------------------------------------------
 

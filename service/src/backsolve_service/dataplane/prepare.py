@@ -8,11 +8,11 @@ from backsolve.errors import NotPositiveDefiniteError
 from backsolve.types import Options
 
 from ..cache.entries import MatrixEntry, PatternEntry
+from ..cache.flight import Order
 from ..cache.store import FactorCache, Found
 from ..context import CallContext
-from ..engine.base import Factor, Symbolic
+from ..engine.base import Symbolic
 from ..engine.faults import systems
-from ..engine.registry import solver
 from ..engine.select import Choice, choose
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
@@ -85,21 +85,17 @@ class Preparer:
         held = self._cache.factor(entry, choice.spec)
         if held is not None:
             return Prepared(held, choice, True, True, 0.0, 0.0, 0.0)
-        method = solver(choice.spec.method, choice.spec.device)
         symbolic = self._cache.get_symbolic(
             entry.pattern,
             choice.spec.analysis,
-            lambda: self._scheduler.order(lambda: self._analyze(choice, entry)),
+            lambda: self._analyze(choice, entry),
             context,
         )
-
-        def factorize() -> Factor:
-            return method.factorize(symbolic.value, entry.operand, choice.spec)
 
         factor = self._cache.get_factor(
             entry,
             choice.spec,
-            lambda: self._scheduler.order_build(choice.spec, factorize),
+            lambda: self._scheduler.order_factor(symbolic.value, entry.operand, choice.spec),
             context,
             self._predicted_bytes(entry, choice, symbolic.value),
         )
@@ -125,9 +121,9 @@ class Preparer:
             return seen
         return systems(entry.operand) * (symbolic.predicted_nbytes(choice.spec.precision) or 0)
 
-    def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Symbolic:
+    def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Order[Symbolic]:
         self._telemetry.count("analyses")
-        return solver(choice.spec.method, choice.spec.device).analyze(entry.pattern.pattern, choice.spec)
+        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":

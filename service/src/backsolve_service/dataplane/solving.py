@@ -12,7 +12,7 @@ from ..context import CallContext
 from ..engine.base import Controls
 from ..scheduling.jobs import Solved
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.worker import FactorRef
+from ..scheduling.worker import FactorLostError, FactorRef
 from .prepare import Prepared, Preparer
 from .telemetry import Telemetry
 
@@ -29,6 +29,10 @@ SEVERITY: Sequence[Status] = (
     Status.NONFINITE_INPUT,
 )
 """From good to bad: a batch has the status of its worst system."""
+
+
+_REBUILDS = 2
+"""So often a call has its factor built again when it is lost before the solve begins."""
 
 
 def worst(statuses: Sequence[Status]) -> Status:
@@ -62,7 +66,6 @@ class Answering:
         context: CallContext,
     ) -> tuple[Array, Certificate]:
         """Solve for columns `[n, k]` (`[batch, n, k]`); `entry` is pinned by the caller."""
-        prepared = self._preparer.prepare(entry, options, has_x0=x0 is not None, context=context)
         controls = Controls(
             rtol=options.rtol,
             atol=options.atol,
@@ -73,7 +76,15 @@ class Answering:
             x0=x0,
             cancelled=context.over,
         )
-        solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+        for rebuilds_left in range(_REBUILDS, -1, -1):
+            prepared = self._preparer.prepare(entry, options, has_x0=x0 is not None, context=context)
+            try:
+                solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+                break
+            except FactorLostError:
+                # Its process ended, for another call's sake; the matrix is here, so nobody need hear of it.
+                if not rebuilds_left:
+                    raise
         certificate = self._certificate(prepared, solved, entry)
         self._count(op, certificate, solved, rhs.shape[-1])
         return solved.answer.x, certificate

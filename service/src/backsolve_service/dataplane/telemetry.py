@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import final
 
-from ..observer import Gauge, Level, Lookup, Observer, Phase, Reading
+from ..observer import Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 _PLURAL: Mapping[Lookup, str] = {"hit": "hits", "miss": "misses", "coalesced": "coalesced"}
 
@@ -21,6 +21,7 @@ _TOTALS = (
     "need_matrix",
     "need_values",
     "evictions",
+    "restarts",
     *(f"cache_{result}_{level}" for level in ("symbolic", "factor") for result in _PLURAL.values()),
     *(f"seconds_{phase}" for phase in ("queue", "hash", "analyze", "factor", "solve")),
 )
@@ -101,6 +102,11 @@ class Telemetry(Observer):
         """A matrix was factorized."""
         self.count("factorizations")
         self._observer.factorized(method)
+
+    def restarted(self, reason: Restart) -> None:
+        """A worker process was started in place of a lost one."""
+        self.count("restarts")
+        self._observer.restarted(reason)
 
     def bytes_not_sent(self, count: int) -> None:
         """A call named a held matrix by its digest."""

@@ -1,26 +1,13 @@
 """Several callers' right-hand sides as the columns of one, and the answer's columns as theirs."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from backsolve.types import Array, Trans
+from backsolve.types import Array
 
 from ..engine.answer import Answer
-from ..engine.base import Controls
-from .worker import FactorRef
-
-
-def block_key(ref: FactorRef, rhs: Array, trans: Trans, controls: Controls) -> Hashable | None:
-    """What right-hand sides must have in common to be solved together; None: solved alone.
-
-    The element type belongs to it: in a wider block a float32 answer would have other digits.
-    A first iterate and a batch on one pattern are never shared.
-    """
-    if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < ref.max_columns:
-        return None
-    return (ref.id, trans, rhs.dtype, controls)
 
 
 def stacked(columns: Sequence[Array]) -> Array:

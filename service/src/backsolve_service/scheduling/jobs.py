@@ -1,6 +1,6 @@
 """The two kinds of work: a task (anything, a factorization among it), and a solve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar, final
@@ -10,13 +10,14 @@ from backsolve.types import Array, Trans
 
 from ..cache.flight import Made, fresh
 from ..context import CallContext
-from ..engine.answer import Answer, answer
+from ..engine.answer import Answer
 from ..engine.base import Controls
 from ..observer import Observer
-from .block import block_key, split, stacked
+from .block import split
+from .lane import Job
 from .threads import delivered
 from .ticket import Ticket
-from .worker import FactorRef, Job, Worker
+from .worker import FactorRef
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -32,26 +33,26 @@ class Promise(Protocol[T_contra]):
 
 @final
 class Task(Job, Generic[T]):
-    """A function to call on a worker, which it is given."""
+    """A function to call on a worker."""
 
     key = None
     columns = 0
     max_columns = 0
 
-    def __init__(self, work: Callable[[Worker], T], promise: Promise[Made[T]], nbytes: int = 0) -> None:
-        self._work: Callable[[Worker], T] | None = work
+    def __init__(self, work: Callable[[], T], promise: Promise[Made[T]], nbytes: int = 0) -> None:
+        self._work: Callable[[], T] | None = work
         self._promise = promise
         self.nbytes = nbytes
         self.born = perf_counter()
 
-    def run(self, worker: Worker, mates: Sequence[Job]) -> None:
+    def run(self, mates: Sequence[Job]) -> None:
         """Call the function, if anybody still wants it, and let it go: it may hold a matrix."""
         work, self._work = self._work, None
         if work is None or not self._promise.set_running_or_notify_cancel():
             return
         begun = perf_counter()
         try:
-            value = work(worker)
+            value = work()
         except BaseException as error:
             del work
             self._promise.set_exception(delivered(error))
@@ -64,6 +65,17 @@ class Task(Job, Generic[T]):
         if self._work is not None and self._promise.set_running_or_notify_cancel():
             self._promise.set_exception(error)
         self._work = None
+
+
+def block_key(ref: FactorRef, rhs: Array, trans: Trans, controls: Controls) -> Hashable | None:
+    """What right-hand sides must have in common to be solved together; None: solved alone.
+
+    The element type belongs to it: in a wider block a float32 answer would have other digits.
+    A first iterate and a batch on one pattern are never shared.
+    """
+    if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < ref.max_columns:
+        return None
+    return (ref.id, trans, rhs.dtype, controls)
 
 
 @final
@@ -109,14 +121,14 @@ class Solve(Job):
         """Whether nobody waits for the answer any more."""
         return self.ticket.settled or self._context.over() or self._controls.cancelled()
 
-    def run(self, worker: Worker, mates: Sequence[Job]) -> None:
+    def run(self, mates: Sequence[Job]) -> None:
         """Solve for every caller that still waits, as one block; singly, if the block fails."""
         jobs = [job for job in (self, *mates) if isinstance(job, Solve) and job._begin()]
-        if not jobs or self._solve(worker, jobs):
+        if not jobs or self._solve(jobs):
             return
         for job in jobs:  # one caller's fault must not fail the others
             if job._begin():
-                job._solve(worker, [job])
+                job._solve([job])
 
     def fail(self, error: BaseException) -> None:
         """Tell who waits."""
@@ -145,12 +157,12 @@ class Solve(Job):
             raise InternalError("a solve ran twice")
         return self._rhs
 
-    def _solve(self, worker: Worker, jobs: "list[Solve]") -> bool:
+    def _solve(self, jobs: "list[Solve]") -> bool:
         """Solve a block in this job's terms; False: it failed, and has several callers."""
         begun = perf_counter()
         controls = replace(self._controls, cancelled=lambda: all(job.over for job in jobs))
         try:
-            whole = answer(worker.factor(self._ref), stacked([job._columns() for job in jobs]), self._trans, controls)
+            whole = self._ref.worker.answer(self._ref, [job._columns() for job in jobs], self._trans, controls)
         except BaseException as error:
             failure = delivered(error)
             if len(jobs) == 1:

@@ -1,26 +1,33 @@
 """Who works when: admission, placement, waiting with a deadline, and the end of service."""
 
 import itertools
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, final
 
 from backsolve.errors import CancelledError, InvalidShapeError
+from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
-from ..cache.flight import Made
+from ..cache.flight import Made, Order
 from ..context import CallContext
-from ..engine.base import Controls, Factor, FactorSpec
+from ..engine.base import Controls, Factor, FactorSpec, Symbolic
+from ..engine.operand import Operand
+from ..engine.registry import ROWS
 from ..observer import Observer, Silent
 from .backlog import Backlog
 from .jobs import Solve, Solved, Task
-from .ticket import Ticket
-from .worker import FactorRef, Job, ThreadWorker, Worker
+from .lane import Job
+from .process import ProcessWorker
+from .ticket import Ticket, discard
+from .worker import FactorRef, ThreadWorker, Worker
 
 T = TypeVar("T")
+W = TypeVar("W", bound=Worker)
 
 Build = Made[FactorRef]
 """A factor that was built: `value` refers to it, beside the seconds queued and run."""
@@ -40,6 +47,10 @@ class Stats:
     inflight: int
 
 
+STUCK_SECONDS = 300.0
+"""By default a job in a process may go on for so long after its last caller left: it may yet be of use."""
+
+
 @final
 class Scheduler:
     """Workers behind one bounded queue.
@@ -48,17 +59,36 @@ class Scheduler:
         workers: number of threads that compute.
         max_queue: most jobs that may wait.
         max_queue_bytes: most bytes of right-hand sides that waiting and running jobs may hold.
-        observer: hears of waits, blocks and factorizations.
+        observer: hears of waits, blocks, factorizations and restarts.
+        processes: number of processes for methods that need one; none is started before there is such a job.
+        isolated: methods that are run in processes although they could run on threads.
+        stuck_seconds: how long a process may work on for nobody before it is killed.
+        lost: told which worker lost all its factors, on that worker's thread.
 
     Every method may be called from any thread but a worker's own.
     """
 
-    def __init__(self, workers: int, max_queue: int, max_queue_bytes: int, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        max_queue: int,
+        max_queue_bytes: int,
+        observer: Observer | None = None,
+        *,
+        processes: int = 1,
+        isolated: Set[str] = frozenset(),
+        stuck_seconds: float = STUCK_SECONDS,
+        lost: Callable[[Worker], None] = discard,
+    ) -> None:
         self._observer = observer or Silent()
         self._backlog = Backlog(max_queue, max_queue_bytes, self._observer)
-        self._workers: tuple[Worker, ...] = tuple(
-            ThreadWorker(f"backsolve-worker-{number}", self._backlog) for number in range(workers)
-        )
+        self._threads = tuple(ThreadWorker(f"backsolve-worker-{number}", self._backlog) for number in range(workers))
+        self._isolated = isolated
+        self._process_count = processes
+        self._stuck_seconds = stuck_seconds
+        self._lost = lost
+        self._processes: tuple[ProcessWorker, ...] = ()
+        self._starting = threading.Lock()
         self._turn = itertools.count()
 
     @property
@@ -98,7 +128,7 @@ class Scheduler:
             Exception: what the job raised.
         """
         ticket: Ticket[Made[T]] = Ticket()
-        return self._ask(self._place(), Task(lambda _: job(), ticket, nbytes), ticket, context).value
+        return self._ask(self._place(self._threads), Task(job, ticket, nbytes), ticket, context).value
 
     def build(
         self,
@@ -125,7 +155,8 @@ class Scheduler:
         """
         unwanted = keep or self.free
         ticket: Ticket[Build] = Ticket(lambda build: unwanted(build.value))
-        return self._ask(self._place(), self._build_task(spec, job, ticket, nbytes), ticket, context)
+        worker = self._place(self._threads)
+        return self._ask(worker, self._build_task(worker, spec, job, ticket, nbytes), ticket, context)
 
     def order(self, job: Callable[[], T], *, nbytes: int = 0) -> "Future[Made[T]]":
         """Have `job` called on a worker; returns at once (what `FactorCache` starts a flight with).
@@ -136,12 +167,33 @@ class Scheduler:
             QueueFullError, DrainingError: it was not admitted.
         """
         future: Future[Made[T]] = Future()
-        return self._order(Task(lambda _: job(), future, nbytes), future)
+        return self._order(self._place(self._threads), Task(job, future, nbytes), future)
 
     def order_build(self, spec: FactorSpec, job: Callable[[], Factor], *, nbytes: int = 0) -> "Future[Build]":
-        """Have a factorization made and its factor left on a worker; otherwise as `order`."""
+        """Have a factor made by `job` and left on a thread; otherwise as `order`."""
         future: Future[Build] = Future()
-        return self._order(self._build_task(spec, job, future, nbytes), future)
+        worker = self._place(self._threads)
+        return self._order(worker, self._build_task(worker, spec, job, future, nbytes), future)
+
+    def order_analysis(self, spec: FactorSpec, pattern: AnyPattern) -> "Order[Symbolic]":
+        """Have the method of `spec` analyse a pattern, where the method belongs; otherwise as `order`."""
+        order: Order[Symbolic] = Order()
+        worker = self._place(self._home(spec))
+        self._order(worker, Task(lambda: worker.analyze(spec, pattern, order.wanted), order), order)
+        return order
+
+    def order_factor(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> "Order[FactorRef]":
+        """Have a matrix factorized where its method belongs, and the factor left there; otherwise as `order`."""
+        order: Order[FactorRef] = Order()
+        worker = self._place(self._home(spec))
+
+        def work() -> FactorRef:
+            ref = worker.factorize(symbolic, operand, spec, order.wanted)
+            self._observer.factorized(spec.method)
+            return ref
+
+        self._order(worker, Task(work, order), order)
+        return order
 
     def solve(self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext) -> Solved:
         """Solve with a factor where it is, as one block with others that wait for the same.
@@ -184,7 +236,7 @@ class Scheduler:
         self.drain()
         with self._backlog.idle:
             self._backlog.idle.wait_for(lambda: self._backlog.quiet, max(timeout, 0.0))
-        return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in self._workers])
+        return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in (*self._threads, *self._processes)])
 
     def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext) -> T:
         context.check()
@@ -197,8 +249,7 @@ class Scheduler:
             worker.withdraw(job)
             raise
 
-    def _order(self, task: Task[T], future: "Future[Made[T]]") -> "Future[Made[T]]":
-        worker = self._place()
+    def _order(self, worker: Worker, task: Task[T], future: "Future[Made[T]]") -> "Future[Made[T]]":
         self._enter(worker, task, None)
         future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
         return future
@@ -211,19 +262,34 @@ class Scheduler:
             self._backlog.withdrawn(job.nbytes)
             raise
 
-    def _place(self) -> Worker:
+    def _home(self, spec: FactorSpec) -> Sequence[Worker]:
+        """The workers that may run a method."""
+        if spec.method not in self._isolated and ROWS[spec.method].home == "thread":
+            return self._threads
+        with self._starting:
+            if not self._processes:
+                self._processes = tuple(
+                    ProcessWorker(
+                        f"backsolve-process-{number}", self._backlog, self._observer, self._lost, self._stuck_seconds
+                    )
+                    for number in range(self._process_count)
+                )
+            return self._processes
+
+    def _place(self, workers: Sequence[W]) -> W:
         """The least loaded worker; of equals, each in turn."""
-        turn, count = next(self._turn), len(self._workers)
-        return min((self._workers[(turn + step) % count] for step in range(count)), key=lambda worker: worker.load[0])
+        turn, count = next(self._turn), len(workers)
+        return min((workers[(turn + step) % count] for step in range(count)), key=lambda worker: worker.load[0])
 
     def _build_task(
         self,
+        worker: ThreadWorker,
         spec: FactorSpec,
         job: Callable[[], Factor],
         promise: "Ticket[Build] | Future[Build]",
         nbytes: int,
     ) -> Task[FactorRef]:
-        def work(worker: Worker) -> FactorRef:
+        def work() -> FactorRef:
             ref = worker.keep(job(), spec)
             self._observer.factorized(spec.method)
             return ref

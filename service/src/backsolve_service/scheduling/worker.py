@@ -1,35 +1,39 @@
-"""Workers: long-lived threads that own their factors.
+"""Workers: they own their factors, and everything that is done with them.
 
 A factor is born, solved and freed by its worker. SuperLU demands it (memory it took on one
 thread cannot be given back on another, and dies with the thread), and it leaves room for workers
-that are processes, one to a device.
+that are processes (`process.py`).
 """
 
-import atexit
 import itertools
-import logging
-import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import final
 
-from backsolve.errors import DrainingError, NeedMatrixError
+from backsolve.errors import NeedMatrixError
+from backsolve.pattern import AnyPattern
+from backsolve.types import Array, Trans
 
-from ..engine.base import Factor, FactorSpec
+from ..engine.answer import Answer, answer
+from ..engine.base import Controls, Factor, FactorSpec, Symbolic
+from ..engine.operand import Operand
+from ..engine.registry import solver
 from .backlog import Backlog
-from .threads import delivered, keep_thread_dict, trim
-
-_log = logging.getLogger(__name__)
+from .block import stacked
+from .lane import Job, Lane
+from .threads import trim
 
 _TRIM_BYTES = 64 << 20
 """Freed factors add up to this before the allocator is asked to give pages back (about 1 ms)."""
 
+Wanted = Callable[[], bool]
+"""Whether anybody still waits for what is built."""
 
-_EXIT_SECONDS = 1.0
-"""The end of the interpreter waits this long for a job that runs."""
+
+@final
+class FactorLostError(NeedMatrixError):
+    """The factor is no more, though its matrix may be: build it again."""
 
 
 @final
@@ -46,6 +50,7 @@ class FactorRef:
         batch: number of systems on one pattern, or None.
         direct: a factorization rather than a preconditioner.
         max_columns: widest block worth solving at once.
+        generation: of the worker's process, with which the factor dies; 0 for a thread.
     """
 
     worker: "Worker"
@@ -56,6 +61,7 @@ class FactorRef:
     batch: int | None
     direct: bool
     max_columns: int
+    generation: int = 0
 
     @property
     def precision(self) -> str:
@@ -63,34 +69,11 @@ class FactorRef:
         return self.spec.precision
 
 
-class Job(ABC):
-    """One piece of work for one worker.
-
-    Attributes:
-        key: jobs of equal key may run as one block; None: it runs alone.
-        columns: its share of a block.
-        max_columns: widest block that it may be part of.
-        nbytes: what it holds while it waits and runs.
-        born: `time.perf_counter()` when it was ordered.
-    """
-
-    key: Hashable | None
-    columns: int
-    max_columns: int
-    nbytes: int
-    born: float
-
-    @abstractmethod
-    def run(self, worker: "Worker", mates: "Sequence[Job]") -> None:
-        """Do the work, together with `mates` of the same key; every failure goes to who waits."""
-
-    @abstractmethod
-    def fail(self, error: BaseException) -> None:
-        """It will not be done; called instead of `run`, or if `run` itself failed."""
-
-
 class Worker(ABC):
-    """Runs jobs one after another, in the order in which they came, and owns the factors they make."""
+    """Runs jobs one after another, in the order in which they came, and owns the factors they make.
+
+    `analyze`, `factorize` and `answer` are called by a job of this worker, on its thread.
+    """
 
     @property
     @abstractmethod
@@ -110,16 +93,24 @@ class Worker(ABC):
         """Take a job out of the queue, unless it has begun."""
 
     @abstractmethod
-    def keep(self, factor: Factor, spec: FactorSpec) -> FactorRef:
-        """Own a new factor; called by a job of this worker."""
+    def analyze(self, spec: FactorSpec, pattern: AnyPattern, wanted: Wanted) -> Symbolic:
+        """What the method of `spec` prepares from a pattern."""
 
     @abstractmethod
-    def factor(self, ref: FactorRef) -> Factor:
-        """One of its factors; called by a job of this worker, which does not let it out.
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
+        """Build a factor and own it; `symbolic` is of a worker of this kind."""
+
+    @abstractmethod
+    def answer(self, ref: FactorRef, columns: Sequence[Array], trans: Trans, controls: Controls) -> Answer:
+        """Solve for the columns of several callers as one block.
 
         Raises:
-            NeedMatrixError: it was freed before the job began.
+            NeedMatrixError: the factor was freed before the job began, or is lost.
         """
+
+    @abstractmethod
+    def holds(self, ref: FactorRef) -> bool:
+        """Whether the factor has not been lost with its process."""
 
     @abstractmethod
     def free(self, ref: FactorRef) -> None:
@@ -135,54 +126,40 @@ class Worker(ABC):
 
 @final
 class ThreadWorker(Worker):
-    """A thread that lives as long as the service, asleep on a lock while there is nothing to do."""
+    """A thread of this process, for libraries that release the interpreter's lock."""
 
     def __init__(self, name: str, backlog: Backlog) -> None:
-        self._backlog = backlog
-        self._mutex = threading.Lock()
-        self._sleep = threading.Lock()  # held while asleep: releasing it wakes the thread
-        self._sleep.acquire()
-        self._asleep = False
-        self._closed = False
-        self._queue: OrderedDict[Job, None] = OrderedDict()
-        self._mates: dict[Hashable, OrderedDict[Job, None]] = {}
-        self._unwanted: list[int] = []
         self._factors: dict[int, Factor] = {}
         self._ids = itertools.count(1)
-        self._busy = 0
         self._held_bytes = 0
         self._freed_bytes = 0
-        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
-        self._thread.start()
-        atexit.register(self._exit)
+        self._lane = Lane(name, backlog, self._drop, self._factors.clear)
 
     @property
     def load(self) -> tuple[int, int]:
         """(jobs that wait or run, bytes of factors)."""
-        return (len(self._queue) + self._busy, self._held_bytes)
+        return (self._lane.jobs, self._held_bytes)
 
     def post(self, job: Job) -> None:
         """Queue a job."""
-        with self._mutex:
-            if self._closed:
-                raise DrainingError("the service has shut down: ask another replica", retry_after=1.0)
-            self._queue[job] = None
-            if job.key is not None:
-                self._mates.setdefault(job.key, OrderedDict())[job] = None
-            wake, self._asleep = self._asleep, False
-        if wake:
-            self._sleep.release()
+        self._lane.post(job)
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
-        with self._mutex:
-            if job not in self._queue:
-                return
-            self._take(job)
-        self._backlog.withdrawn(job.nbytes)
+        self._lane.withdraw(job)
+
+    def analyze(self, spec: FactorSpec, pattern: AnyPattern, wanted: Wanted) -> Symbolic:
+        """What the method prepares from a pattern; no thread can be stopped, so it is finished in any case."""
+        del wanted
+        return solver(spec.method, spec.device).analyze(pattern, spec)
+
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
+        """Build a factor and own it; as `analyze`."""
+        del wanted
+        return self.keep(solver(spec.method, spec.device).factorize(symbolic, operand, spec), spec)
 
     def keep(self, factor: Factor, spec: FactorSpec) -> FactorRef:
-        """Own a new factor."""
+        """Own a factor that a job of this worker has made."""
         number, nbytes = next(self._ids), factor.nbytes
         self._factors[number] = factor
         self._held_bytes += nbytes
@@ -198,119 +175,24 @@ class ThreadWorker(Worker):
             max_columns=factor.max_columns,
         )
 
-    def factor(self, ref: FactorRef) -> Factor:
-        """One of its factors."""
+    def answer(self, ref: FactorRef, columns: Sequence[Array], trans: Trans, controls: Controls) -> Answer:
+        """Solve for the columns of several callers as one block."""
         factor = self._factors.get(ref.id)
         if factor is None:
             raise NeedMatrixError("the factor was released before this solve began: send the matrix again")
-        return factor
+        return answer(factor, stacked(columns), trans, controls)
+
+    def holds(self, ref: FactorRef) -> bool:
+        """A thread loses nothing."""
+        return True
 
     def free(self, ref: FactorRef) -> None:
         """Let a factor go before the next job begins."""
-        with self._mutex:
-            self._unwanted.append(ref.id)
-            wake, self._asleep = self._asleep, False
-        if wake:
-            self._sleep.release()
+        self._lane.discard(ref.id)
 
     def close(self, timeout: float) -> bool:
         """Run what waits, free every factor, end."""
-        with self._mutex:
-            self._closed = True
-            wake, self._asleep = self._asleep, False
-        if wake:
-            self._sleep.release()
-        self._thread.join(timeout)
-        if not self._thread.is_alive():
-            atexit.unregister(self._exit)
-            return True
-        self._dismiss()
-        return False
-
-    def _dismiss(self) -> None:
-        """Fail what has not begun."""
-        with self._mutex:
-            left = list(self._queue)
-            for job in left:
-                self._take(job)
-        for job in left:
-            self._backlog.withdrawn(job.nbytes)
-            job.fail(DrainingError("the service shut down before this call began", retry_after=1.0))
-
-    def _exit(self) -> None:
-        """The interpreter ends: free what can be freed; a thread in the midst of C code is not waited for long.
-
-        A forked child has no such thread, and nothing to end.
-        """
-        if self._thread.is_alive():
-            self._dismiss()
-            self.close(_EXIT_SECONDS)
-
-    def _live(self) -> None:
-        keep_thread_dict()
-        while self._turn():
-            pass
-        self._factors.clear()
-
-    def _turn(self) -> bool:
-        """Free what is unwanted and run one block; its jobs are forgotten when this returns."""
-        jobs = self._next()
-        if not jobs:
-            return False
-        self._busy = len(jobs)
-        nbytes = sum(job.nbytes for job in jobs)
-        try:
-            self._backlog.started(len(jobs), perf_counter() - jobs[0].born)
-            jobs[0].run(self, jobs[1:])
-        except BaseException as error:
-            _log.exception("a job let an exception out")
-            for job in jobs:
-                job.fail(delivered(error))
-        finally:
-            self._busy = 0
-            self._backlog.ended(len(jobs), nbytes)
-        return True
-
-    def _next(self) -> list[Job]:
-        """The next block, as soon as there is one; empty when the worker is to end."""
-        while True:
-            with self._mutex:
-                unwanted, self._unwanted = self._unwanted, []
-                jobs = [] if unwanted else self._block()
-                ended = not jobs and not unwanted and self._closed
-                self._asleep = not (jobs or unwanted or ended)
-            if unwanted:
-                self._drop(unwanted)
-            elif jobs or ended:
-                return jobs
-            else:
-                self._sleep.acquire()
-
-    def _block(self) -> list[Job]:
-        """The first job, and those of its key that fit beside it; the mutex is held."""
-        if not self._queue:
-            return []
-        first = next(iter(self._queue))
-        self._take(first)
-        jobs, columns = [first], first.columns
-        waiting = self._mates.get(first.key) if first.key is not None else None
-        while waiting:
-            mate = next(iter(waiting))
-            columns += mate.columns
-            if columns > first.max_columns:
-                break
-            self._take(mate)
-            jobs.append(mate)
-        return jobs
-
-    def _take(self, job: Job) -> None:
-        """Remove a job from both queues; the mutex is held."""
-        del self._queue[job]
-        if job.key is not None:
-            waiting = self._mates[job.key]
-            del waiting[job]
-            if not waiting:
-                del self._mates[job.key]
+        return self._lane.close(timeout)
 
     def _drop(self, numbers: Sequence[int]) -> None:
         for number in numbers:

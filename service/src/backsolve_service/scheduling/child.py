@@ -1,0 +1,167 @@
+"""The process of a process worker: `python -m backsolve_service.scheduling.child`.
+
+It imports the engine alone, serves one request after another, and ends when its owner does: it
+reads the end of the stream when it is idle, and the kernel kills it when it is not.
+"""
+
+import ctypes
+import faulthandler
+import mmap
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+
+from backsolve.errors import BacksolveError, InternalError
+from backsolve.matrix import Matrix
+from backsolve.pattern import AnyPattern, DensePattern, Pattern
+from backsolve.types import DTYPES, Array
+
+from ..engine.answer import answer
+from ..engine.base import Factor, Symbolic
+from ..engine.operand import Operand
+from ..engine.registry import solver
+from .channel import Channel
+from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Ready, Release, Reply, Request, Solve
+from .threads import trim
+
+_PR_SET_PDEATHSIG = 1
+_TRIM_BYTES = 64 << 20
+
+
+@final
+class Server:
+    """Everything this process holds.
+
+    Args:
+        channel: to the owner.
+        flag: one byte of shared memory, not 0 once nobody waits for the solve that runs.
+    """
+
+    def __init__(self, channel: Channel, flag: mmap.mmap) -> None:
+        self._channel = channel
+        self._flag = flag
+        self._symbolics: dict[int, Symbolic] = {}
+        self._factors: dict[int, Factor] = {}
+        self._freed_bytes = 0
+
+    def serve(self) -> None:
+        """Answer requests until the owner closes the channel."""
+        while True:
+            try:
+                request, arrays = self._channel.receive()
+            except (EOFError, OSError):
+                return
+            if isinstance(request, Release):
+                del arrays
+                self._release(request)
+                continue
+            reply, results = self._reply(request, arrays)
+            del arrays
+            try:
+                self._channel.send(reply, results)
+            except OSError:
+                return
+            del reply, results
+
+    def _reply(self, request: Request, arrays: list[Array]) -> tuple[Reply, list[list[Array]]]:
+        try:
+            if isinstance(request, Solve):
+                return self._solve(request, arrays)
+            if isinstance(request, Factorize):
+                return self._factorize(request, arrays), []
+            return self._analyze(request, arrays), []
+        except BaseException as error:
+            return _failure(error), []
+
+    def _analyze(self, request: Analyze, arrays: list[Array]) -> Analyzed:
+        pattern: AnyPattern = DensePattern(request.shape)
+        if arrays:
+            indptr, indices = arrays
+            pattern = Pattern(indptr, indices, request.shape)
+        symbolic = solver(request.spec.method, request.spec.device).analyze(pattern, request.spec)
+        self._symbolics[request.symbolic] = symbolic
+        predicted = {dtype.name: symbolic.predicted_nbytes(dtype.name) for dtype in DTYPES}
+        return Analyzed(symbolic.nbytes, predicted)
+
+    def _factorize(self, request: Factorize, arrays: list[Array]) -> Factored:
+        symbolic = self._symbolics[request.symbolic]
+        # The arena is the next message's: what a factor keeps is copied out of it.
+        operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
+        factor = solver(request.spec.method, request.spec.device).factorize(symbolic, operand, request.spec)
+        self._factors[request.factor] = factor
+        return Factored(_held(factor), factor.direct, factor.max_columns)
+
+    def _solve(self, request: Solve, arrays: list[Array]) -> tuple[Answered, list[list[Array]]]:
+        for array in arrays:
+            array.flags.writeable = False
+        rhs = arrays[0]
+        x0 = arrays[1] if len(arrays) > 1 else None
+        controls = replace(request.controls, x0=x0, cancelled=lambda: self._flag[0] != 0)
+        whole = answer(self._factors[request.factor], rhs, request.trans, controls)
+        return Answered(replace(whole, x=np.empty(0))), [[whole.x]]
+
+    def _release(self, request: Release) -> None:
+        for number in request.numbers:
+            self._symbolics.pop(number, None)
+            factor = self._factors.pop(number, None)
+            if factor is not None:
+                self._freed_bytes += _held(factor)
+                factor = None
+        if request.arena:
+            self._channel.forget_arena()
+        if self._freed_bytes >= _TRIM_BYTES:
+            self._freed_bytes = 0
+            trim()
+
+
+def _held(factor: Factor) -> int:
+    """Bytes that go with a factor: this process has its own copy of the values."""
+    return factor.nbytes + factor.operand.nbytes
+
+
+def _failure(error: BaseException) -> Failed:
+    trace = "" if isinstance(error, BacksolveError) else "".join(traceback.format_exception(error))
+    told = error.with_traceback(None)
+    told.__cause__ = told.__context__ = None
+    try:
+        pickle.loads(pickle.dumps(told))
+    except Exception:
+        return Failed(InternalError(f"the job raised {type(error).__name__}"), trace)
+    return Failed(told, trace)
+
+
+def _die_with(parent: int) -> bool:
+    """Have the kernel kill this process when its owner dies (Linux); False: it has died already."""
+    # Ctrl-C and a stop of the group are the owner's business: it lets running calls end first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def main() -> int:
+    """Serve the owner whose descriptors and process number are the arguments."""
+    stream, flag, parent = (int(text) for text in sys.argv[1:4])
+    if not _die_with(parent):
+        return 0
+    faulthandler.enable()
+    channel = Channel(socket.socket(fileno=stream))
+    memory = mmap.mmap(flag, mmap.PAGESIZE)
+    os.close(flag)
+    channel.send(Ready())
+    Server(channel, memory).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    # Nothing is left to be put in order, and a library that crashes at exit would leave a false trace.
+    os._exit(main())

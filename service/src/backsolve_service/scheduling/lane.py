@@ -1,0 +1,209 @@
+"""A lane: one long-lived thread that runs jobs in the order in which they came, several as one where they may."""
+
+import atexit
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from time import perf_counter
+from typing import final
+
+from backsolve.errors import DrainingError
+
+from .backlog import Backlog
+from .threads import delivered, keep_thread_dict
+
+_log = logging.getLogger(__name__)
+
+_EXIT_SECONDS = 1.0
+"""The end of the interpreter waits this long for a job that runs."""
+
+
+class Job(ABC):
+    """One piece of work for one worker.
+
+    Attributes:
+        key: jobs of equal key may run as one block; None: it runs alone.
+        columns: its share of a block.
+        max_columns: widest block that it may be part of.
+        nbytes: what it holds while it waits and runs.
+        born: `time.perf_counter()` when it was ordered.
+    """
+
+    key: Hashable | None
+    columns: int
+    max_columns: int
+    nbytes: int
+    born: float
+
+    @abstractmethod
+    def run(self, mates: "Sequence[Job]") -> None:
+        """Do the work, together with `mates` of the same key; every failure goes to who waits."""
+
+    @abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """It will not be done; called instead of `run`, or if `run` itself failed."""
+
+
+@final
+class Lane:
+    """A thread that lives as long as its worker, asleep on a lock while there is nothing to do.
+
+    Args:
+        name: of the thread.
+        backlog: has admitted the jobs, and hears when they begin and end.
+        drop: frees factors by their numbers; called on the thread, between jobs.
+        end: called on the thread, as the last.
+    """
+
+    def __init__(
+        self, name: str, backlog: Backlog, drop: Callable[[Sequence[int]], None], end: Callable[[], None]
+    ) -> None:
+        self._backlog = backlog
+        self._drop = drop
+        self._end = end
+        self._mutex = threading.Lock()
+        self._sleep = threading.Lock()  # held while asleep: releasing it wakes the thread
+        self._sleep.acquire()
+        self._asleep = False
+        self._closed = False
+        self._queue: OrderedDict[Job, None] = OrderedDict()
+        self._mates: dict[Hashable, OrderedDict[Job, None]] = {}
+        self._unwanted: list[int] = []
+        self._busy = 0
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._thread.start()
+        atexit.register(self._exit)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._queue) + self._busy
+
+    def post(self, job: Job) -> None:
+        """Queue a job."""
+        with self._mutex:
+            if self._closed:
+                raise DrainingError("the service has shut down: ask another replica", retry_after=1.0)
+            self._queue[job] = None
+            if job.key is not None:
+                self._mates.setdefault(job.key, OrderedDict())[job] = None
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._sleep.release()
+
+    def withdraw(self, job: Job) -> None:
+        """Take a job out of the queue, unless it has begun."""
+        with self._mutex:
+            if job not in self._queue:
+                return
+            self._take(job)
+        self._backlog.withdrawn(job.nbytes)
+
+    def discard(self, number: int) -> None:
+        """Have a factor dropped before the next job begins; returns at once."""
+        with self._mutex:
+            self._unwanted.append(number)
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._sleep.release()
+
+    def close(self, timeout: float) -> bool:
+        """Run what waits, drop what is unwanted, end; False: not within `timeout` seconds."""
+        with self._mutex:
+            self._closed = True
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._sleep.release()
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            atexit.unregister(self._exit)
+            return True
+        self._dismiss()
+        return False
+
+    def _dismiss(self) -> None:
+        """Fail what has not begun."""
+        with self._mutex:
+            left = list(self._queue)
+            for job in left:
+                self._take(job)
+        for job in left:
+            self._backlog.withdrawn(job.nbytes)
+            job.fail(DrainingError("the service shut down before this call began", retry_after=1.0))
+
+    def _exit(self) -> None:
+        """The interpreter ends: free what can be freed; a thread in the midst of C code is not waited for long.
+
+        A forked child has no such thread, and nothing to end.
+        """
+        if self._thread.is_alive():
+            self._dismiss()
+            self.close(_EXIT_SECONDS)
+
+    def _live(self) -> None:
+        keep_thread_dict()
+        while self._turn():
+            pass
+        self._end()
+
+    def _turn(self) -> bool:
+        """Free what is unwanted and run one block; its jobs are forgotten when this returns."""
+        jobs = self._next()
+        if not jobs:
+            return False
+        self._busy = len(jobs)
+        nbytes = sum(job.nbytes for job in jobs)
+        try:
+            self._backlog.started(len(jobs), perf_counter() - jobs[0].born)
+            jobs[0].run(jobs[1:])
+        except BaseException as error:
+            _log.exception("a job let an exception out")
+            for job in jobs:
+                job.fail(delivered(error))
+        finally:
+            self._busy = 0
+            self._backlog.ended(len(jobs), nbytes)
+        return True
+
+    def _next(self) -> list[Job]:
+        """The next block, as soon as there is one; empty when the worker is to end."""
+        while True:
+            with self._mutex:
+                unwanted, self._unwanted = self._unwanted, []
+                jobs = [] if unwanted else self._block()
+                ended = not jobs and not unwanted and self._closed
+                self._asleep = not (jobs or unwanted or ended)
+            if unwanted:
+                self._drop(unwanted)
+            elif jobs or ended:
+                return jobs
+            else:
+                self._sleep.acquire()
+
+    def _block(self) -> list[Job]:
+        """The first job, and those of its key that fit beside it; the mutex is held."""
+        if not self._queue:
+            return []
+        first = next(iter(self._queue))
+        self._take(first)
+        jobs, columns = [first], first.columns
+        waiting = self._mates.get(first.key) if first.key is not None else None
+        while waiting:
+            mate = next(iter(waiting))
+            columns += mate.columns
+            if columns > first.max_columns:
+                break
+            self._take(mate)
+            jobs.append(mate)
+        return jobs
+
+    def _take(self, job: Job) -> None:
+        """Remove a job from both queues; the mutex is held."""
+        del self._queue[job]
+        if job.key is not None:
+            waiting = self._mates[job.key]
+            del waiting[job]
+            if not waiting:
+                del self._mates[job.key]

@@ -1,0 +1,120 @@
+"""What a process worker is asked, and what it answers; arrays travel beside the message (`channel.py`).
+
+Every request but `Release` has one reply: `Analyzed`, `Factored`, `Answered` or `Failed`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from backsolve.types import Trans
+
+from ..engine.answer import Answer
+from ..engine.base import Controls, FactorSpec
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The first word of a new process."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Analyze:
+    """Analyse a pattern and keep the outcome; arrays: `indptr`, `indices` of a sparse pattern, else none.
+
+    Attributes:
+        symbolic: number to keep it under.
+        spec: whose method is to analyse.
+        shape: of the pattern.
+    """
+
+    symbolic: int
+    spec: FactorSpec
+    shape: tuple[int, int]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Analyzed:
+    """What `Symbolic` tells of itself.
+
+    Attributes:
+        nbytes: beside its pattern.
+        predicted: bytes of a factor by its precision, where the analysis foretells them.
+    """
+
+    nbytes: int
+    predicted: Mapping[str, int | None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Factorize:
+    """Factorize values on a pattern that was analysed, and keep the factor; arrays: the values.
+
+    Attributes:
+        factor: number to keep it under.
+        symbolic: number of what was analysed.
+        spec: what to build.
+    """
+
+    factor: int
+    symbolic: int
+    spec: FactorSpec
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """Attributes: those of the factor that `FactorRef` tells."""
+
+    nbytes: int
+    direct: bool
+    max_columns: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """Solve with a factor; arrays: the right-hand sides, and the first iterate if there is one."""
+
+    factor: int
+    trans: Trans
+    controls: Controls
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Arrays: x, which is missing in `answer`."""
+
+    answer: Answer
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request failed.
+
+    Attributes:
+        error: what the caller is told.
+        trace: what the log is told; empty for an error that a caller can understand.
+    """
+
+    error: BaseException
+    trace: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget symbolics and factors, by their numbers, and the arena if that is asked; there is no reply."""
+
+    numbers: tuple[int, ...]
+    arena: bool = False
+
+
+Request = Analyze | Factorize | Solve
+Reply = Analyzed | Factored | Answered | Failed
