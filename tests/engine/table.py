@@ -48,6 +48,20 @@ TABLE = (
     Row("superlu", None, "csr", "definite"),
     Row("superlu", None, "csr", "triangular"),
     Row("superlu", None, "csr", "zero_diagonal"),
+    Row("diagonal", None, "csr", "diagonal"),
+    Row("triangular", None, "csr", "triangular"),
+    Row("triangular", None, "csr", "upper"),
+    Row("triangular", None, "csr", "diagonal"),
+    Row("triangular", None, "dense", "triangular"),
+    Row("triangular", None, "dense", "upper"),
+    Row("banded", None, "csr", "general"),
+    Row("banded", None, "csr", "band"),
+    Row("banded", None, "csr", "definite_band"),
+    Row("banded", None, "csr", "tridiagonal"),
+    Row("banded", None, "csr", "diagonal"),
+    Row("block_diagonal", None, "csr", "general"),
+    Row("block_diagonal", None, "csr", "blocks"),
+    Row("block_diagonal", None, "csr", "diagonal"),
     Row("cg", "jacobi", "dense", "definite"),
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
@@ -81,6 +95,23 @@ def array(structure, dtype, n=40, seed=830_174_662):
         a = a + shift
     elif structure == "triangular":
         a = np.tril(a) + shift
+    elif structure == "upper":
+        a = np.triu(a) + shift
+    elif structure == "diagonal":
+        a = np.diag(8 + numbers(n, dtype, seed))
+    elif structure == "band":
+        # Neighbouring rows have changed places: no pivot stays on the diagonal.
+        a = np.triu(np.tril(numbers((n, n), dtype, seed), 1), -1) + shift
+        a = a[np.minimum(np.arange(n) ^ 1, n - 1)] if n % 2 == 0 else a
+    elif structure == "tridiagonal":
+        a = np.triu(np.tril(numbers((n, n), dtype, seed), 1), -1) + 4 * np.eye(n)
+    elif structure == "definite_band":
+        a = np.tril(np.triu(numbers((n, n), dtype, seed), 0), 3)
+        a = a + a.conj().T + 2 * shift
+    elif structure == "blocks":
+        # Parts of two sizes, whose rows are not neighbours.
+        part = np.arange(n) % 7 // 2
+        a = np.where(part[:, None] == part, numbers((n, n), dtype, seed), 0) + shift
     elif structure == "definite":
         a = a @ a.conj().T + shift
     elif structure == "indefinite":

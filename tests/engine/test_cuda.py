@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-KINDS = {"definite": "definite", "hermitian": "indefinite", "symmetric": "indefinite"}
+KINDS = {"definite": "definite", "triangular": "triangular", "hermitian": "indefinite", "symmetric": "indefinite"}
 """A kind of matrix that meets what a method needs; every other one is tried with "general"."""
 
 

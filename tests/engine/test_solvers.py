@@ -257,7 +257,9 @@ def test_values_of_another_pattern_are_refused(row):
     chosen = solver_of(row)
     spec = FactorSpec(row.method, None, "float64", "cpu")
     symbolic = chosen.analyze(matrix(row.layout, array(row.structure, "float64", n=40)).pattern, spec)
-    other = matrix(row.layout, array(row.structure, "float64", n=39 if row.layout == "dense" else 40, seed=99_812))
+    other = matrix(row.layout, array(row.structure, "float64", n=40, seed=99_812))
+    if symbolic.pattern.same_as(other.pattern):
+        other = matrix(row.layout, array(row.structure, "float64", n=39, seed=99_812))
     with pytest.raises(InvalidPatternError, match="analysed"):
         chosen.factorize(symbolic, Operand(other), spec)
 
@@ -355,7 +357,7 @@ def test_memory_is_accounted(row):
         assert f.nbytes == stored * 8 + (stored + 41) * 4 * (row.layout == "csr") + 40 * 8 * (
             row.preconditioner != "none"
         )
-    elif row.preconditioner == "none":
+    elif row.preconditioner == "none" or row.method == "diagonal":
         assert f.nbytes == 0
     elif row.method == "cg":
         assert f.nbytes == 40 * 8

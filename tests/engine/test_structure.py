@@ -209,7 +209,7 @@ def test_a_device_that_is_not_there(device):
     [
         ({"method": "choleski"}, "did you mean 'cholesky'"),
         ({"method": "SuperLU"}, "did you mean 'superlu'"),
-        ({"method": "zzz"}, "there are auto, lu, cholesky, superlu, cg"),
+        ({"method": "zzz"}, "there are auto, lu, cholesky, superlu, "),
         ({"method": None}, "method is not known"),
         ({"preconditioner": "jacoby"}, "did you mean 'jacobi'"),
         ({"trans": "C"}, "trans is not known"),

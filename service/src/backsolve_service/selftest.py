@@ -18,7 +18,7 @@ from backsolve.types import TRANS, Array, MatrixRef, Options, Trans
 
 from .context import CallContext
 from .engine.device import CPU
-from .engine.registry import ROWS, methods
+from .engine.registry import ROWS, Row, methods
 
 N = 7
 TOLERANCE = 1e-6  # an iterative method stops at its own tolerance; a wrong operator is off by order 1
@@ -51,26 +51,38 @@ def run(plane: Plane, device: str = CPU) -> tuple[str, ...]:
     """
     tested = methods(device)
     for method in tested:
-        row = ROWS[method]
-        for matrix in _matrices(row.definite, "dense" in row.layouts, "csr" in row.layouts):
+        for matrix in _matrices(ROWS[method]):
             _check(plane, method, matrix)
     return tested
 
 
-def _matrices(definite: bool, dense: bool, sparse: bool) -> Iterator[Matrix]:
-    """Complex matrices, of which A and its transpose differ; every entry is stored."""
+def _matrices(row: Row) -> Iterator[Matrix]:
+    """Complex matrices that the method takes, one a layout; its transpose is another wherever one can be."""
     rng = np.random.default_rng(480_926_117)
-    factor = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))
-    a = factor @ factor.conj().T + N * np.eye(N) if definite else factor + 4.0 * np.eye(N)
-    if dense:
+    general = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N)) + 4.0 * np.eye(N)
+    mirrored = general + general.conj().T
+    a = {
+        "square": general,
+        "diagonal": np.diag(general.diagonal()),
+        "triangular": np.tril(general),
+        "symmetric": mirrored,
+        "hermitian": mirrored,
+        "definite": general @ general.conj().T + N * np.eye(N),
+    }[row.needs]
+    if "dense" in row.layouts:
         yield Matrix(DensePattern((N, N)), a)
-    if sparse:
-        yield Matrix(Pattern(np.arange(0, N * N + 1, N), np.tile(np.arange(N), N), (N, N)), a.reshape(-1))
+    if "csr" in row.layouts:
+        rows, columns = np.nonzero(a)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=N))])
+        yield Matrix(Pattern(indptr, columns, (N, N)), a[rows, columns])
 
 
 def _check(plane: Plane, method: str, matrix: Matrix) -> None:
     """Solve in all three directions."""
-    a = matrix.values.reshape(N, N)
+    a = matrix.values
+    if isinstance(matrix.pattern, Pattern):
+        a = np.zeros((N, N), dtype=matrix.dtype)
+        a[matrix.pattern.rows, matrix.pattern.indices] = matrix.values
     b = np.linspace(1.0, 2.0, N) - 1j * np.linspace(0.5, -1.0, N)
     operators: dict[Trans, Array] = {"N": a, "T": a.T, "H": a.conj().T}
     for trans in TRANS:

@@ -1,11 +1,16 @@
 """Failures of single systems: an error when there is one system, a status when there is a batch."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 
 from backsolve.errors import BacksolveError, NonfiniteInputError, NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import Status
 
 from .operand import Operand
+
+T = TypeVar("T")
 
 _STATUS_OF: dict[type[BacksolveError], Status] = {
     NonfiniteInputError: Status.NONFINITE_INPUT,
@@ -38,6 +43,26 @@ def record(operand: Operand, error: BacksolveError) -> Status:
     if operand.batch is None or status is None:
         raise error
     return status
+
+
+def factorize_each(operand: Operand, make: Callable[[int], T]) -> tuple[tuple[T | None, ...], tuple[Status, ...]]:
+    """What `make` gives for the number of each system, None where it has no factor; and the statuses.
+
+    Raises:
+        BacksolveError: of a single matrix, what `make` raises.
+        NonfiniteInputError: a single matrix holds NaN or infinity.
+    """
+    statuses = finite_statuses(operand)
+    made: list[T | None] = []
+    for index, status in enumerate(statuses):
+        one = None
+        if status is Status.OK:
+            try:
+                one = make(index)
+            except BacksolveError as error:
+                statuses[index] = record(operand, error)
+        made.append(one)
+    return tuple(made), tuple(statuses)
 
 
 def singular(column: int | None = None) -> SingularMatrixError:

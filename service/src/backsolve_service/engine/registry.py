@@ -102,6 +102,10 @@ ROWS: Mapping[str, Row] = {
     "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT, cuda=_DENSE),
     "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE, cuda=_DENSE),
     "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE),
+    "diagonal": Row("direct.diagonal:Diagonal", _CSR, "diagonal", _DIRECT),
+    "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
+    "banded": Row("direct.banded:Banded", _CSR, "square", _DIRECT),
+    "block_diagonal": Row("direct.block_diagonal:BlockDiagonal", _CSR, "square", _DIRECT),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,

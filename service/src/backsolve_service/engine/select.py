@@ -144,7 +144,7 @@ def _check_place(method: str, device: str) -> None:
 _MET: Mapping[Need, Callable[[Structure], bool]] = {
     "square": lambda structure: True,
     "diagonal": lambda structure: structure.facts.diagonal,
-    "triangular": lambda structure: structure.facts.triangular,
+    "triangular": lambda structure: structure.triangular,
     "symmetric": lambda structure: structure.hermitian or structure.symmetric,
     "hermitian": lambda structure: structure.hermitian,
     "definite": lambda structure: structure.definite_candidate,

@@ -1,7 +1,7 @@
 """What a matrix is: facts of the pattern, and facts of the values on it, each in one pass."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -64,6 +64,8 @@ class Structure:
         hermitian: A = Aᴴ up to rounding of the single entry.
         symmetric: A = Aᵀ likewise; of real matrices the same.
         real_positive_diagonal: every diagonal entry is stored, real and above zero.
+        triangular: lower or upper triangular, every system on the same side; of a sparse matrix by
+            its pattern, of a dense one by its values.
     """
 
     facts: PatternFacts
@@ -73,6 +75,7 @@ class Structure:
     hermitian: bool
     symmetric: bool
     real_positive_diagonal: bool
+    triangular: bool = False
 
     @property
     def definite_candidate(self) -> bool:
@@ -113,7 +116,33 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         hermitian=hermitian,
         symmetric=symmetric,
         real_positive_diagonal=positive,
+        triangular=_triangular(facts, operand),
     )
+
+
+def triangle(a: Array) -> Literal["lower", "upper", "diagonal"] | None:
+    """Which side of its diagonal a full array `[n, n]` has nonzeros on; None: on both."""
+    lower, upper = not a[:1, 1:].any(), not a[1:, :1].any()
+    for start in range(0, a.shape[0], _BLOCK_ROWS):
+        if not (lower or upper):
+            return None
+        rows = a[start : start + _BLOCK_ROWS]
+        lower = lower and not np.triu(rows, start + 1).any()
+        upper = upper and not np.tril(rows, start - 1).any()
+    if lower and upper:
+        return "diagonal"
+    return "lower" if lower else "upper" if upper else None
+
+
+def _triangular(facts: PatternFacts, operand: Operand) -> bool:
+    if isinstance(operand.pattern, Pattern):
+        return facts.triangular
+    sides: set[str | None] = set()
+    for a in operand.systems:
+        sides.add(triangle(a))
+        if None in sides or {"lower", "upper"} <= sides:
+            return False
+    return True
 
 
 def diagonal(a: Any) -> Array:

@@ -61,7 +61,7 @@ class Ordering(Symbolic):
         positions: `[nnz]` entry of A's values that stands at each entry of B.
         symmetric: an ordering of A + Aᵀ is kept; if not, columns are ordered with the values
             (COLAMD) and nothing of the ordering is reused.
-        kind: which ordering it is: "mmd", "nd" or "colamd".
+        kind: which ordering it is: "mmd", "nd", "colamd", or "natural" where there is nothing to reduce.
         fill: of that ordering; None where pivoting decides it.
     """
 
@@ -123,12 +123,25 @@ def analyze(pattern: AnyPattern, method: str, spec: FactorSpec | None) -> Orderi
     if pattern.nnz > _INT_MAX:
         raise NotSupportedError(f"method {method!r} takes at most {_INT_MAX} stored entries, this matrix has more")
     facts = inspect_pattern(pattern)
+    check_matching(facts)
+    return arranged(pattern, *_ordered(pattern, facts, (spec and spec.ordering) or "auto"))
+
+
+def check_matching(facts: PatternFacts) -> None:
+    """Refuse a pattern that admits no nonzero diagonal in any order.
+
+    Raises:
+        SingularMatrixError: no values on this pattern are invertible.
+    """
     if facts.structurally_singular:
         raise SingularMatrixError(
             "the pattern is structurally singular: no values on it are invertible; look for an empty row or column",
             kind="structural",
         )
-    kind, order, fill = _ordered(pattern, facts, (spec and spec.ordering) or "auto")
+
+
+def arranged(pattern: Pattern, kind: str, order: IndexArray, fill: Fill | None) -> Ordering:
+    """What is kept of an order: its inverse, the permuted pattern, and the gather for values."""
     inverse = np.empty_like(order)
     inverse[order] = np.arange(pattern.n, dtype=np.intc)
     rows = np.repeat(inverse, np.diff(pattern.indptr))

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from backsolve.errors import BacksolveError, NotPositiveDefiniteError, SingularMatrixError
-from backsolve.types import Array, Status
+from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
+from backsolve.types import Array
 
 from ..base import Symbolic
-from ..faults import finite_statuses, not_definite, record
+from ..faults import factorize_each, not_definite
 from ..operand import Operand
 from ..structure import is_hermitian
 from .ordering import Ordering
@@ -28,17 +28,8 @@ def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
         MemoryBudgetError: the factor does not fit in memory.
     """
     assert isinstance(symbolic, Ordering)
-    statuses = finite_statuses(operand)
-    handles: list[Any] = []
-    for index, a in enumerate(operand.systems):
-        lu = None
-        if statuses[index] is Status.OK:
-            try:
-                lu = _factorize(symbolic, a)
-            except BacksolveError as error:
-                statuses[index] = record(operand, error)
-        handles.append(lu)
-    return SuperLuFactor(operand, symbolic, tuple(handles), tuple(statuses), copies=2)
+    handles, statuses = factorize_each(operand, lambda index: _factorize(symbolic, operand.systems[index]))
+    return SuperLuFactor(operand, symbolic, handles, statuses, copies=2)
 
 
 def _factorize(ordering: Ordering, a: Any) -> Any:

@@ -11,12 +11,12 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse.linalg import splu
 
-from backsolve.errors import BacksolveError, MemoryBudgetError
+from backsolve.errors import MemoryBudgetError
 from backsolve.pattern import AnyPattern, IndexArray
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
-from ..faults import finite_statuses, record, singular
+from ..faults import factorize_each, singular
 from ..operand import Operand
 from ..tolerance import pivoting_backward_error
 from .ordering import Ordering, analyze
@@ -88,17 +88,10 @@ class SuperLu(Solver):
         del spec
         symbolic.check(operand)
         assert isinstance(symbolic, Ordering)
-        statuses = finite_statuses(operand)
-        handles: list[Any] = []
-        for index, a in enumerate(operand.systems):
-            lu = None
-            if statuses[index] is Status.OK:
-                try:
-                    lu = _factorize(symbolic, operand, index, a.data)
-                except BacksolveError as error:
-                    statuses[index] = record(operand, error)
-            handles.append(lu)
-        return SuperLuFactor(operand, symbolic, tuple(handles), tuple(statuses))
+        handles, statuses = factorize_each(
+            operand, lambda index: _factorize(symbolic, operand, index, operand.systems[index].data)
+        )
+        return SuperLuFactor(operand, symbolic, handles, statuses)
 
 
 def decompose(b: Any, *, symmetric: bool, threshold: float) -> Any:
