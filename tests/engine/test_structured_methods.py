@@ -113,14 +113,14 @@ def test_a_sparse_triangle_is_kept_as_it_is():
 @pytest.mark.parametrize("trans", TRANS)
 @pytest.mark.parametrize("layout", ["csr", "dense"])
 def test_triangles_of_extreme_scale(layout, side, trans):
-    """An entry over the pivot of its column, or of its row, would overflow: nothing is divided before the solve."""
-    a = np.diag([1e-160, 1e150, 1e-160, 1e150])
-    a[1, 0] = a[3, 0] = a[3, 2] = 1e150
-    a[2, 1] = 1e-160
+    """An entry over the pivot of its column would overflow: nothing is divided before the solve."""
+    wanted = np.diag([1e-160, 1e150, 1e-160, 1e150])
+    wanted[1, 0] = wanted[3, 0] = wanted[3, 2] = 1e150
+    wanted[2, 1] = 1e-160
     if side == "upper":
-        a = a.T.copy()
-    b = op(a, trans) @ np.ones((4, 1))
-    got = factor(Row("triangular", None, layout, side), a).solve(b, trans, Controls())
+        wanted = wanted[::-1, ::-1]
+    made = factor(Row("triangular", None, layout, side), np.ascontiguousarray(op(wanted, trans)))
+    got = made.solve(wanted @ np.ones((4, 1)), trans, Controls())
     np.testing.assert_allclose(got.x, np.ones((4, 1)), rtol=1e-12)
 
 
