@@ -110,7 +110,9 @@ class Metrics(Observer):
         self._lookups = self._counter("cache_lookups", "Questions to the cache.", ("level", "result"))
         self._evictions = self._counter("cache_evictions", "Entries dropped from the cache.", ("reason",))
         self._restarts = self._counter(
-            "worker_restarts", "Worker processes started in place of one that crashed or was stuck.", ("reason",)
+            "worker_restarts",
+            "Worker processes started in place of one that crashed, was stuck, or whose device failed.",
+            ("reason",),
         )
         # A series that is born at its first event has no rate for that event.
         for name in get_args(Phase):

@@ -12,7 +12,7 @@ from typing import Literal, final
 Phase = Literal["hash", "analyze", "factor", "solve"]
 Level = Literal["pattern", "matrix", "symbolic", "factor"]
 Lookup = Literal["hit", "miss", "coalesced"]
-Restart = Literal["crash", "stuck"]
+Restart = Literal["crash", "stuck", "device"]
 Gauge = Literal["inflight_requests", "queue_depth", "cache_bytes", "cache_entries", "device_memory_bytes"]
 
 OK = "OK"

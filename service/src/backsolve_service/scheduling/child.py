@@ -23,11 +23,13 @@ from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, DensePattern, Pattern
 from backsolve.types import DTYPES, Array
 
+from ..engine.accelerator.faults import DeviceFaultError, is_fault
 from ..engine.answer import answer
 from ..engine.base import Factor, Symbolic
 from ..engine.operand import Operand
 from ..engine.registry import solver
 from .channel import Channel
+from .launch import DEVICE_FAULT_STATUS
 from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Ready, Release, Reply, Request, Solve
 from .threads import trim
 
@@ -51,13 +53,17 @@ class Server:
         self._factors: dict[int, Factor] = {}
         self._freed_bytes = 0
 
-    def serve(self) -> None:
-        """Answer requests until the owner closes the channel."""
+    def serve(self) -> int:
+        """Answer requests until the owner closes the channel, or a device fails.
+
+        Returns:
+            The status to exit with.
+        """
         while True:
             try:
                 request, arrays = self._channel.receive()
             except (EOFError, OSError):
-                return
+                return 0
             if isinstance(request, Release):
                 del arrays
                 self._release(request)
@@ -67,7 +73,9 @@ class Server:
             try:
                 self._channel.send(reply, results)
             except OSError:
-                return
+                return 0
+            if isinstance(reply, Failed) and isinstance(reply.error, DeviceFaultError):
+                return DEVICE_FAULT_STATUS  # nothing that is asked of the device here can succeed any more
             del reply, results
 
     def _reply(self, request: Request, arrays: list[Array]) -> tuple[Reply, list[list[Array]]]:
@@ -127,7 +135,10 @@ def _held(factor: Factor) -> int:
 
 
 def _failure(error: BaseException) -> Failed:
-    trace = "" if isinstance(error, BacksolveError) else "".join(traceback.format_exception(error))
+    plain = isinstance(error, BacksolveError) and not is_fault(error)
+    trace = "" if plain else "".join(traceback.format_exception(error))
+    if is_fault(error):
+        return Failed(DeviceFaultError("the device failed, and everything on it is lost: its process ends"), trace)
     told = error.with_traceback(None)
     told.__cause__ = told.__context__ = None
     try:
@@ -158,8 +169,7 @@ def main() -> int:
     memory = mmap.mmap(flag, mmap.PAGESIZE)
     os.close(flag)
     channel.send(Ready())
-    Server(channel, memory).serve()
-    return 0
+    return Server(channel, memory).serve()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from .channel import Channel, shared_memory
 _START_SECONDS = 120.0
 """A new process says that it is ready within this time, or is taken to hang."""
 
+DEVICE_FAULT_STATUS = 70
+"""A process exits with it when its device has failed."""
+
 _REAP_SECONDS = 10.0
 """A process that was killed is gone within this time, unless the kernel itself waits for a device."""
 
@@ -64,6 +67,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return "closed its channel without ending"
+        if code == DEVICE_FAULT_STATUS:
+            return "ended because its device failed"
         if code >= 0:
             return f"exited with status {code}"
         try:

@@ -24,6 +24,7 @@ from backsolve.errors import DrainingError, InternalError
 from backsolve.pattern import AnyPattern, Pattern
 from backsolve.types import Array, Trans
 
+from ..engine.accelerator.faults import DeviceFaultError
 from ..engine.answer import Answer
 from ..engine.base import Controls, FactorSpec, Symbolic, never
 from ..engine.operand import Operand
@@ -256,6 +257,13 @@ class ProcessWorker(Worker):
                 f"the process that was to {verb} {fate}{error if reason == 'stuck' else ''}: "
                 "it is started again; if the same call ends it again, use another method"
             ) from error
+        if isinstance(reply, Failed) and isinstance(reply.error, DeviceFaultError):
+            fate = self._lose(child, "device")
+            _log.error("a job met a failure of its device\n%s", reply.trace)
+            raise ProcessLostError(
+                f"the process that was to {verb} {fate}: it is started again; "
+                "if the same call ends it again, use device 'cpu'"
+            ) from reply.error
         self._losses_in_row = 0
         return self._checked(reply, kind), results
 

@@ -16,6 +16,7 @@ from backsolve.types import Array, Trans
 from ..cache.flight import Made, Order
 from ..context import CallContext
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
+from ..engine.device import CPU
 from ..engine.operand import Operand
 from ..engine.registry import ROWS
 from ..observer import Observer, Silent
@@ -88,6 +89,7 @@ class Scheduler:
         self._stuck_seconds = stuck_seconds
         self._lost = lost
         self._processes: tuple[ProcessWorker, ...] = ()
+        self._devices: dict[str, ProcessWorker] = {}
         self._starting = threading.Lock()
         self._turn = itertools.count()
 
@@ -236,7 +238,8 @@ class Scheduler:
         self.drain()
         with self._backlog.idle:
             self._backlog.idle.wait_for(lambda: self._backlog.quiet, max(timeout, 0.0))
-        return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in (*self._threads, *self._processes)])
+        workers = (*self._threads, *self._processes, *self._devices.values())
+        return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in workers])
 
     def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext) -> T:
         context.check()
@@ -263,18 +266,23 @@ class Scheduler:
             raise
 
     def _home(self, spec: FactorSpec) -> Sequence[Worker]:
-        """The workers that may run a method."""
+        """The workers that may run a method; a device has one process, since its failure takes all of it along."""
+        if spec.device != CPU:
+            with self._starting:
+                if spec.device not in self._devices:
+                    self._devices[spec.device] = self._process(spec.device)
+                return (self._devices[spec.device],)
         if spec.method not in self._isolated and ROWS[spec.method].home == "thread":
             return self._threads
         with self._starting:
             if not self._processes:
-                self._processes = tuple(
-                    ProcessWorker(
-                        f"backsolve-process-{number}", self._backlog, self._observer, self._lost, self._stuck_seconds
-                    )
-                    for number in range(self._process_count)
-                )
+                self._processes = tuple(self._process(str(number)) for number in range(self._process_count))
             return self._processes
+
+    def _process(self, name: str) -> ProcessWorker:
+        return ProcessWorker(
+            f"backsolve-process-{name}", self._backlog, self._observer, self._lost, self._stuck_seconds
+        )
 
     def _place(self, workers: Sequence[W]) -> W:
         """The least loaded worker; of equals, each in turn."""
