@@ -32,7 +32,8 @@ class SolveOptions(TypedDict, total=False):
             pattern as the preconditioner, as long as that is cheaper than to factorize.
         recycle: number of approximate eigenvectors to keep for the next solve on the pattern.
         nullspace: "constant" for matrices whose null space is the constants on each connected
-            component, such as graph Laplacians.
+            component, such as graph Laplacians: x is then the one of minimum norm, b must sum to zero
+            over each component, and gradients are right within the family.
         damp: of least squares: minimise ||b - A x||² + damp² ||x||².
         rcond: of least squares: singular values below `rcond` times the largest count as zero.
         condition: estimate the condition number for the certificate even where it costs solves.

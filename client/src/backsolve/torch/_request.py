@@ -13,7 +13,7 @@ from ..client import Client
 from ..errors import NotSupportedError
 from ..matrix import Matrix
 from ..pattern import AnyPattern
-from ..types import Array, Certificate, OnFailure, Options
+from ..types import Array, Certificate, OnFailure, Options, Trans
 
 Operator = Literal["N", "T", "H", "C"]
 """What a request solves with: `trans`, or "C", the conjugate of A, which is the adjoint of "T"."""
@@ -99,11 +99,13 @@ class Request:
         system: the matrix.
         adjoint: solve with the adjoint of `options.trans`'s operator.
         tangent: the right-hand side is a tangent.
+        cotangent: the right-hand side is a cotangent, of an adjoint that was differentiated.
     """
 
     system: System
     adjoint: bool = False
     tangent: bool = False
+    cotangent: bool = False
 
     @property
     def operator(self) -> Operator:
@@ -113,7 +115,7 @@ class Request:
 
     def pulled_back(self) -> "Request":
         """The request that a cotangent of this one's answer needs."""
-        return Request(self.system, adjoint=not self.adjoint)
+        return Request(self.system, adjoint=not self.adjoint, cotangent=self.adjoint)
 
     def pushed_forward(self) -> "Request":
         """The request that a tangent of this one's input needs."""
@@ -144,10 +146,26 @@ def call(
     if request.tangent:
         tangent = client.jvp_matrix(matrix, rhs, system.derived, timeout=system.timeout, on_failure=system.on_failure)
         return tangent.x, "tangent", tangent.stats
+    if request.cotangent and system.options.nullspace is not None:
+        return _forward_of_cotangent(client, matrix, rhs, system)
     solution = client.solve_matrix(
         matrix, rhs, system.options, x0=x0, timeout=system.timeout, on_failure=system.on_failure
     )
     return solution.x, "solve", solution.stats
+
+
+def _forward_of_cotangent(
+    client: Client, matrix: Matrix, rhs: Array, system: System
+) -> tuple[Array, Phase, Certificate]:
+    """`op(A)⁺ rhs` as the adjoint of the adjoint: only that takes a right-hand side outside the range of A."""
+    conjugated = system.options.trans == "T"
+    flipped: dict[Trans, Trans] = {"N": "H", "H": "N", "T": "N"}
+    options = replace(system.derived, trans=flipped[system.options.trans])
+    # Aᵀ x = b is the conjugate of Aᴴ conj(x) = conj(b), and Aᴴ is the adjoint of "N".
+    given = np.conj(rhs) if conjugated else rhs
+    reply = client.vjp_matrix(matrix, given, options, timeout=system.timeout, on_failure=system.on_failure)
+    x = np.asarray(reply.b)
+    return np.conj(x) if conjugated else x, "solve", reply.stats
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -74,6 +74,7 @@ class Answering:
             refine=options.refine,
             condition=bool(options.condition),
             x0=x0,
+            cotangent=op == "vjp",
             cancelled=context.over,
         )
         for rebuilds_left in range(_REBUILDS, -1, -1):

@@ -69,10 +69,20 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
     stacked = rhs if rhs.ndim == 3 else rhs[None]
     if stacked.size == 0:
         return _empty(factor, rhs, stacked.shape)
+    if factor.nullspace is None:
+        return _answered(factor, rhs, trans, controls)
+    projected, outside = factor.nullspace.split(stacked)
+    found = _answered(factor, projected.reshape(rhs.shape), trans, controls)
+    return found if controls.cotangent or not outside.any() else _inconsistent(found, factor, rhs, trans, outside)
+
+
+def _answered(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answer:
+    """The answer for a right-hand side of the right shape, in the range of A where that is not everything."""
+    stacked = rhs if rhs.ndim == 3 else rhs[None]
     with np.errstate(all="ignore"):
         if controls.condition:
             estimated = estimate(factor)
-            return _conditioned(answer(factor, rhs, trans, replace(controls, condition=False)), estimated, factor)
+            return _conditioned(_answered(factor, rhs, trans, replace(controls, condition=False)), estimated, factor)
         outcome = None
         if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
             outcome = factor.solve(rhs, trans, controls)
@@ -254,6 +264,32 @@ def _conditioned(unconditioned: Answer, found: Conditioning | None, factor: Fact
         statuses = tuple(tuple(worse.get(status, status) for status in system) for system in statuses)
     condition = max(found.number, unconditioned.condition or 0.0)
     return replace(unconditioned, statuses=statuses, condition=condition, inverse_norm=found.inverse_norm)
+
+
+_SOLVES_PROJECTED = (Status.OK, Status.ILL_CONDITIONED, Status.MAX_ITER, Status.STAGNATION)
+
+
+def _inconsistent(found: Answer, factor: Factor, rhs: Array, trans: Trans, outside: Array) -> Answer:
+    """The answer to the projected right-hand sides, told apart and measured against what was asked."""
+    shape = (1, *rhs.shape) if rhs.ndim == 2 else rhs.shape
+    b, x = rhs.reshape(shape), found.x.reshape(shape)
+    with np.errstate(all="ignore"):
+        powers = exponents(magnitude(b, 1))[:, None, :]
+        against = reference(factor.operand, shift(b, -powers), trans)
+        evidence = measure(factor.operand, against, shift(x, -powers), trans)
+    statuses = tuple(
+        tuple(
+            Status.INCONSISTENT if off and status in _SOLVES_PROJECTED else status
+            for status, off in zip(system, flags, strict=True)
+        )
+        for system, flags in zip(found.statuses, outside.tolist(), strict=True)
+    )
+    return replace(
+        found,
+        statuses=statuses,
+        relative_residual=np.where(outside, evidence.relative, found.relative_residual),
+        backward_error=np.where(outside, evidence.backward, found.backward_error),
+    )
 
 
 def _check(factor: Factor, rhs: Array, x0: Array | None) -> None:

@@ -14,6 +14,7 @@ from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Status, Trans
 
 from .certify import Proof
+from .nullspace import Nullspace
 from .operand import Operand
 
 
@@ -43,9 +44,9 @@ class FactorSpec:
     rcond: float | None = None
 
     @property
-    def analysis(self) -> tuple[str, str | None, str]:
+    def analysis(self) -> tuple[str | None, ...]:
         """What of the spec decides the `Symbolic` of a pattern: its key beside the pattern."""
-        return (self.method, self.ordering, self.device)
+        return (self.method, self.ordering, self.device, self.nullspace)
 
 
 def never() -> bool:
@@ -64,6 +65,8 @@ class Controls:
         restart: of GMRES.
         refine: most refinement steps of a direct method.
         x0: first iterate, `[n, k]` (`[batch, n, k]`).
+        cotangent: the right-hand side is a cotangent: of a matrix with a known null space, what of
+            it lies outside the range is projected out, and is no inconsistency.
         condition: an estimate of the condition number is wanted even where it costs solves.
         cancelled: asked between iterations; true stops the solve with `CancelledError`.
     """
@@ -75,6 +78,7 @@ class Controls:
     refine: int | None = None
     condition: bool = False
     x0: Array | None = None
+    cotangent: bool = False
     cancelled: Callable[[], bool] = field(default=never, compare=False)
 
 
@@ -140,6 +144,11 @@ class Factor(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes held beside the matrix itself."""
+
+    @property
+    def nullspace(self) -> Nullspace | None:
+        """Of a singular matrix: `solve` then gives the minimum-norm solution for `rhs` projected onto the range."""
+        return None
 
     @property
     @abstractmethod

@@ -30,6 +30,8 @@ threads or may crash run in processes of their own."""
 _DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
 _SPARSE = _DIRECT | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
+_SINGULAR = frozenset({"nullspace"})
+"""Of methods that are tried on singular matrices with a known null space (`restricted.py`)."""
 _BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
 _DENSE: frozenset[Layout] = frozenset({"dense"})
 _CSR: frozenset[Layout] = frozenset({"csr"})
@@ -99,9 +101,9 @@ class PreconditionerRow:
 
 
 ROWS: Mapping[str, Row] = {
-    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT, cuda=_DENSE),
-    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE, cuda=_DENSE),
-    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE),
+    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT | _SINGULAR, cuda=_DENSE),
+    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _SINGULAR, cuda=_DENSE),
+    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE | _SINGULAR),
     "diagonal": Row("direct.diagonal:Diagonal", _CSR, "diagonal", _DIRECT),
     "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
     "banded": Row("direct.banded:Banded", _CSR, "square", _DIRECT),
@@ -110,7 +112,7 @@ ROWS: Mapping[str, Row] = {
         "krylov.cg:ConjugateGradients",
         _BOTH,
         "definite",
-        _ITERATIVE,
+        _ITERATIVE | _SINGULAR,
         direct=False,
         cuda=_BOTH,
         on_cuda="accelerator.methods:DeviceConjugateGradients",

@@ -53,11 +53,12 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
     """
     validate(options)
     check_device(device)
-    _check_solvable(structure)
+    if options.nullspace is None:
+        _check_solvable(structure)
     names = given(options, has_x0=has_x0)
     if options.method == AUTO:
         return _automatic(structure, options, names, device)
-    _check_named(structure, options.method)
+    _check_named(structure, options.method, singular=options.nullspace is not None)
     _check_place(options.method, device)
     check_used(options.method, names)
     if structure.dense and "ordering" in names:
@@ -78,7 +79,7 @@ def _automatic(structure: Structure, options: Options, names: tuple[str, ...], d
         return Choice(_spec(structure, "superlu", options, device), "sparse: LU in the pattern's cached ordering")
     check_used("lu", names)
     lu = _spec(structure, "lu", options, device)
-    if not structure.definite_candidate:
+    if not _definite(structure, singular=options.nullspace is not None):
         what = "Hermitian without a positive diagonal" if structure.hermitian else "not Hermitian"
         return Choice(lu, f"dense and {what}: LU")
     fallback = Choice(lu, "dense and Hermitian, but Cholesky found it not positive definite: LU")
@@ -87,7 +88,7 @@ def _automatic(structure: Structure, options: Options, names: tuple[str, ...], d
 
 
 def _iterative(structure: Structure, options: Options, names: tuple[str, ...], asked: str, device: str) -> Choice:
-    if not structure.definite_candidate:
+    if not _definite(structure, singular=options.nullspace is not None):
         raise InvalidOptionError(
             f"{asked} is used by method {users(asked)}, which needs a Hermitian matrix with a positive diagonal, "
             f"and this one is not: leave {asked} out",
@@ -106,7 +107,15 @@ def _check_solvable(structure: Structure) -> None:
         )
 
 
-def _check_named(structure: Structure, method: str) -> None:
+def _definite(structure: Structure, *, singular: bool) -> bool:
+    """Whether nothing cheap speaks against a definite matrix; with a known null space, on its complement.
+
+    A node without neighbours then has a zero on the diagonal.
+    """
+    return structure.hermitian if singular else structure.definite_candidate
+
+
+def _check_named(structure: Structure, method: str, *, singular: bool) -> None:
     row = ROWS[method]
     layout: Layout = "dense" if structure.dense else "csr"
     if layout not in row.layouts:
@@ -117,14 +126,14 @@ def _check_named(structure: Structure, method: str) -> None:
             f"method {method!r} does not take a {kind} matrix: {cure}", option="method", method=method
         )
     other = "lu" if structure.dense else "superlu"
-    if row.needs == "definite" and not structure.definite_candidate:
+    if row.needs == "definite" and not _definite(structure, singular=singular):
         fault = "is not Hermitian" if not structure.hermitian else "has a diagonal entry that is not positive"
         raise NotPositiveDefiniteError(
             f"method {method!r} needs a Hermitian positive definite matrix, and this one {fault}: "
             f"use method {other!r} or 'auto'",
             method=method,
         )
-    if not _MET[row.needs](structure):
+    if row.needs != "definite" and not _MET[row.needs](structure):
         raise InvalidOptionError(
             f"method {method!r} needs a matrix that is {_NAMED[row.needs]}, and this one is not: "
             f"use method {other!r} or 'auto'",

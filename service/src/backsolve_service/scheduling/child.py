@@ -27,7 +27,7 @@ from ..engine.accelerator.faults import DeviceFaultError, is_fault
 from ..engine.answer import answer
 from ..engine.base import Factor, Symbolic
 from ..engine.operand import Operand
-from ..engine.registry import solver
+from ..engine.restricted import solver_for
 from .channel import Channel
 from .launch import DEVICE_FAULT_STATUS
 from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Ready, Release, Reply, Request, Solve
@@ -93,7 +93,7 @@ class Server:
         if arrays:
             indptr, indices = arrays
             pattern = Pattern(indptr, indices, request.shape)
-        symbolic = solver(request.spec.method, request.spec.device).analyze(pattern, request.spec)
+        symbolic = solver_for(request.spec).analyze(pattern, request.spec)
         self._symbolics[request.symbolic] = symbolic
         predicted = {dtype.name: symbolic.predicted_nbytes(dtype.name) for dtype in DTYPES}
         return Analyzed(symbolic.nbytes, predicted)
@@ -102,7 +102,7 @@ class Server:
         symbolic = self._symbolics[request.symbolic]
         # The arena is the next message's: what a factor keeps is copied out of it.
         operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
-        factor = solver(request.spec.method, request.spec.device).factorize(symbolic, operand, request.spec)
+        factor = solver_for(request.spec).factorize(symbolic, operand, request.spec)
         self._factors[request.factor] = factor
         return Factored(_held(factor), factor.direct, factor.max_columns)
 

@@ -18,7 +18,7 @@ from backsolve.types import Array, Trans
 from ..engine.answer import Answer, answer
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
 from ..engine.operand import Operand
-from ..engine.registry import solver
+from ..engine.restricted import solver_for
 from .backlog import Backlog
 from .block import stacked
 from .lane import Job, Lane
@@ -151,12 +151,12 @@ class ThreadWorker(Worker):
     def analyze(self, spec: FactorSpec, pattern: AnyPattern, wanted: Wanted) -> Symbolic:
         """What the method prepares from a pattern; no thread can be stopped, so it is finished in any case."""
         del wanted
-        return solver(spec.method, spec.device).analyze(pattern, spec)
+        return solver_for(spec).analyze(pattern, spec)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
         """Build a factor and own it; as `analyze`."""
         del wanted
-        return self.keep(solver(spec.method, spec.device).factorize(symbolic, operand, spec), spec)
+        return self.keep(solver_for(spec).factorize(symbolic, operand, spec), spec)
 
     def keep(self, factor: Factor, spec: FactorSpec) -> FactorRef:
         """Own a factor that a job of this worker has made."""
