@@ -43,6 +43,12 @@ TABLE = (
     Row("lu", None, "dense", "zero_diagonal"),
     Row("cholesky", None, "dense", "definite"),
     Row("cholesky", None, "csr", "definite"),
+    Row("ldl", None, "dense", "indefinite"),
+    Row("ldl", None, "dense", "definite"),
+    Row("ldl", None, "dense", "symmetric"),
+    Row("ldl", None, "dense", "saddle"),
+    Row("qr", None, "dense", "general"),
+    Row("qr", None, "dense", "zero_diagonal"),
     Row("superlu", None, "csr", "general"),
     Row("superlu", None, "csr", "indefinite"),
     Row("superlu", None, "csr", "definite"),
@@ -86,42 +92,63 @@ def numbers(shape, dtype, seed):
     return real.astype(dtype)
 
 
+def _saddle(a):
+    """Hermitian with zeros on the diagonal: pivots of two rows."""
+    n = a.shape[0]
+    a = a + a.conj().T
+    a[np.arange(n), np.arange(n)] = 0
+    pair = np.arange(n) ^ 1
+    first = np.flatnonzero(pair < n)
+    a[first, pair[first]] = 9.0
+    a[-1, -1] += 9.0 * (n % 2)
+    return a
+
+
+def _swapped(a):
+    """Neighbouring rows change places: no pivot stays on the diagonal."""
+    return a[np.arange(a.shape[0]) ^ 1] if a.shape[0] % 2 == 0 else a
+
+
+def _alternating(n):
+    return np.diag(np.where(np.arange(n) % 3, 12.0, -12.0))
+
+
+def _blocks(n):
+    """Parts of two sizes, whose rows are not neighbours."""
+    part = np.arange(n) % 7 // 2
+    return part[:, None] == part
+
+
+STRUCTURES = {
+    "general": lambda a, full, shift: a + shift,
+    "triangular": lambda a, full, shift: np.tril(a) + shift,
+    "upper": lambda a, full, shift: np.triu(a) + shift,
+    "diagonal": lambda a, full, shift: np.diag(8 + full.diagonal()),
+    "definite": lambda a, full, shift: a @ a.conj().T + shift,
+    "indefinite": lambda a, full, shift: a + a.conj().T + _alternating(len(a)),
+    # Complex symmetric where it is complex: not Hermitian.
+    "symmetric": lambda a, full, shift: a + a.T + _alternating(len(a)),
+    "saddle": lambda a, full, shift: _saddle(a),
+    # Rows moved by one: the diagonal is neither full nor large.
+    "zero_diagonal": lambda a, full, shift: np.roll(a + shift, 1, axis=0),
+    "band": lambda a, full, shift: _swapped(np.triu(np.tril(full, 1), -1) + shift),
+    "tridiagonal": lambda a, full, shift: np.triu(np.tril(full, 1), -1) + shift,
+    "definite_band": lambda a, full, shift: _mirrored(np.tril(np.triu(full), 3)) + 2 * shift,
+    "blocks": lambda a, full, shift: np.where(_blocks(len(a)), full, 0) + shift,
+}
+"""Each kind from a sparse `a`, a full array, and a multiple of the identity."""
+
+
+def _mirrored(a):
+    return a + a.conj().T
+
+
 def array(structure, dtype, n=40, seed=830_174_662):
     """A well-conditioned matrix of a kind, mostly zeros, as a full array."""
     rng = np.random.default_rng(seed)
-    a = np.where(rng.random((n, n)) < 0.1, numbers((n, n), dtype, seed + 1), 0)
-    shift = 8 * np.eye(n)
-    if structure == "general":
-        a = a + shift
-    elif structure == "triangular":
-        a = np.tril(a) + shift
-    elif structure == "upper":
-        a = np.triu(a) + shift
-    elif structure == "diagonal":
-        a = np.diag(8 + numbers(n, dtype, seed))
-    elif structure == "band":
-        # Neighbouring rows have changed places: no pivot stays on the diagonal.
-        a = np.triu(np.tril(numbers((n, n), dtype, seed), 1), -1) + shift
-        a = a[np.minimum(np.arange(n) ^ 1, n - 1)] if n % 2 == 0 else a
-    elif structure == "tridiagonal":
-        a = np.triu(np.tril(numbers((n, n), dtype, seed), 1), -1) + 4 * np.eye(n)
-    elif structure == "definite_band":
-        a = np.tril(np.triu(numbers((n, n), dtype, seed), 0), 3)
-        a = a + a.conj().T + 2 * shift
-    elif structure == "blocks":
-        # Parts of two sizes, whose rows are not neighbours.
-        part = np.arange(n) % 7 // 2
-        a = np.where(part[:, None] == part, numbers((n, n), dtype, seed), 0) + shift
-    elif structure == "definite":
-        a = a @ a.conj().T + shift
-    elif structure == "indefinite":
-        a = a + a.conj().T + np.diag(np.where(np.arange(n) % 3, 12.0, -12.0))
-    elif structure == "zero_diagonal":
-        # Rows moved by one: the diagonal is neither full nor large.
-        a = np.roll(a + shift, 1, axis=0)
-    else:
-        raise ValueError(structure)
-    return np.ascontiguousarray(a.astype(dtype))
+    full = numbers((n, n), dtype, seed + 1)
+    a = np.where(rng.random((n, n)) < 0.1, full, 0)
+    return np.ascontiguousarray(STRUCTURES[structure](a, full, 8 * np.eye(n)).astype(dtype))
 
 
 def matrix(layout, a):

@@ -148,7 +148,7 @@ def test_iterative_options_ask_for_cg(option, layout):
 
 
 def test_iterative_and_direct_options_exclude_each_other():
-    with pytest.raises(InvalidOptionError, match=r"'cg' does not use refine.*'lu' or 'cholesky' or 'superlu'"):
+    with pytest.raises(InvalidOptionError, match=r"'cg' does not use refine.*'lu' or 'cholesky' or .*'superlu'"):
         pick(poisson(4), maxiter=3, refine=1)
 
 
@@ -209,7 +209,7 @@ def test_a_device_that_is_not_there(device):
     [
         ({"method": "choleski"}, "did you mean 'cholesky'"),
         ({"method": "SuperLU"}, "did you mean 'superlu'"),
-        ({"method": "zzz"}, "there are auto, lu, cholesky, superlu, "),
+        ({"method": "zzz"}, "there are auto, lu, cholesky, "),
         ({"method": None}, "method is not known"),
         ({"preconditioner": "jacoby"}, "did you mean 'jacobi'"),
         ({"trans": "C"}, "trans is not known"),

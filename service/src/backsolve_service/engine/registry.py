@@ -103,6 +103,8 @@ class PreconditionerRow:
 ROWS: Mapping[str, Row] = {
     "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT | _SINGULAR, cuda=_DENSE),
     "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _SINGULAR, cuda=_DENSE),
+    "ldl": Row("direct.ldl:Ldl", _DENSE, "symmetric", _DIRECT),
+    "qr": Row("direct.qr:Qr", _DENSE, "square", _DIRECT, cuda=_DENSE),
     "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE | _SINGULAR),
     "diagonal": Row("direct.diagonal:Diagonal", _CSR, "diagonal", _DIRECT),
     "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
