@@ -72,8 +72,9 @@ check-files: $(READY)
 	@$(BIN)/python scripts/architecture_tree.py --check
 
 # These two variables change which kernels OpenBLAS picks; a timing must not depend on who set them.
-bench: $(READY)  ## time remote solves against a local factor kept by hand; writes out/bench.json and .png
-	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.micro $(ARGS)
+bench: $(READY)  ## time the engine, then remote solves, against SciPy in the same run; writes out/*.json and .png
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.engine $(ARGS)
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.micro
 
 bench-gpu: $(READY)  ## time solves on a CUDA device beside the speed of its memory; without one, say so
 	@$(BIN)/python -m loadtests.gpu $(ARGS)

@@ -72,6 +72,14 @@ TABLE = (
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
     Row("cg", "none", "csr", "definite"),
+    *(Row("fcg", "jacobi", layout, "definite") for layout in ("dense", "csr")),
+    *(Row("minres", "jacobi", layout, kind) for layout in ("dense", "csr") for kind in ("definite", "indefinite")),
+    *(
+        Row(method, "jacobi", layout, kind)
+        for method in ("bicgstab", "gmres", "fgmres")
+        for layout, kind in (("dense", "general"), ("csr", "general"), ("csr", "indefinite"))
+    ),
+    *(Row("lsmr", None, layout, "general") for layout in ("dense", "csr")),
     Row("cg", "jacobi", "dense", "definite", on_device=True),
     Row("cg", "jacobi", "csr", "definite", on_device=True),
     Row("cg", "none", "csr", "definite", on_device=True),

@@ -150,10 +150,16 @@ def test_single_precision_says_when_rounding_x_missed_the_tolerance():
     assert got.relative_residual[0, 0] > 1e-9
 
 
-def test_overflow_is_a_breakdown():
-    m = matrix("dense", np.array([[1e308, 0.9e308, 0.0], [0.9e308, 1e308, 0.9e308], [0.0, 0.9e308, 1.7e308]]))
-    got = answer(factor_of("cg", m, "none"), np.ones((3, 1)), "N", Controls())
-    assert got.statuses == ((Status.BREAKDOWN,),)
+def test_entries_at_the_end_of_the_range_are_told_apart():
+    """Sums of two of them overflow: scaled, the one matrix is definite and the other is not."""
+    a = 1e308 * np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.7]])
+    b = np.ones((3, 1))
+    got = answer(factor_of("cg", matrix("dense", a), "none"), b, "N", Controls())
+    assert got.statuses == ((Status.OK,),)
+    np.testing.assert_allclose(1e308 * got.x, np.linalg.solve(a / 1e308, b), rtol=1e-9)
+    a[1, 2] = a[2, 1] = a[0, 1] = a[1, 0] = 0.9e308
+    with pytest.raises(NotPositiveDefiniteError):
+        answer(factor_of("cg", matrix("dense", a), "none"), b, "N", Controls())
 
 
 @each_preconditioner

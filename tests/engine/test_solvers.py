@@ -37,7 +37,9 @@ def cudss(request, monkeypatch):
 each_row = pytest.mark.parametrize("row", TABLE, ids=str)
 each_direct = pytest.mark.parametrize("row", [row for row in TABLE if ROWS[row.method].direct], ids=str)
 each_definite = pytest.mark.parametrize("row", [row for row in TABLE if row.definite], ids=str)
-each_general = pytest.mark.parametrize("row", [row for row in TABLE if row.structure == "general"], ids=str)
+GENERAL = [row for row in TABLE if row.structure == "general"]
+each_general = pytest.mark.parametrize("row", GENERAL, ids=str)
+each_general_direct = pytest.mark.parametrize("row", [row for row in GENERAL if ROWS[row.method].direct], ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_trans = pytest.mark.parametrize("trans", TRANS)
 
@@ -117,10 +119,15 @@ def test_a_batch_with_one_bad_system_solves_the_others(row, trans):
     a[1] = 0 * a[1]  # singular, and not definite
     b = numbers((3, 12, 2), "complex128", 66_120_475)
     got = answer(factor(row, a), b, trans, Controls())
-    bad = Status.NOT_POSITIVE_DEFINITE if row.definite else Status.SINGULAR_NUMERIC
+    if row.definite:
+        bad = Status.NOT_POSITIVE_DEFINITE
+    else:
+        # An iteration finds out that b is not in the range, and has x = 0 to show.
+        bad = Status.SINGULAR_NUMERIC if ROWS[row.method].direct else Status.INCONSISTENT
     assert got.statuses == ((Status.OK,) * 2, (bad,) * 2, (Status.OK,) * 2)
-    assert np.isnan(got.x[1]).all()
-    assert np.isinf(got.relative_residual[1]).all()
+    if bad is not Status.INCONSISTENT:
+        assert np.isnan(got.x[1]).all()
+        assert np.isinf(got.relative_residual[1]).all()
     for s in (0, 2):
         np.testing.assert_allclose(got.x[s], np.linalg.solve(op(a[s], trans), b[s]), rtol=1e-7, atol=1e-9)
         assert got.relative_residual[s].max() < 1e-9
@@ -159,7 +166,7 @@ def test_a_column_that_is_not_finite_spoils_no_other(row, number, k):
     np.testing.assert_allclose(got.x[:, 1:], np.linalg.solve(a, b[:, 1:]), rtol=1e-7, atol=1e-9)
 
 
-@each_general
+@each_general_direct
 @each_dtype
 def test_singular_by_numbers(row, dtype):
     a = (8 * np.eye(6) + np.eye(6, k=1)).astype(dtype)
@@ -357,9 +364,9 @@ def test_memory_is_accounted(row):
         assert f.nbytes == stored * 8 + (stored + 41) * 4 * (row.layout == "csr") + 40 * 8 * (
             row.preconditioner != "none"
         )
-    elif row.preconditioner == "none" or row.method == "diagonal":
+    elif (row.preconditioner in ("none", None) and not f.direct) or row.method == "diagonal":
         assert f.nbytes == 0
-    elif row.method == "cg":
+    elif row.preconditioner == "jacobi":
         assert f.nbytes == 40 * 8
     else:
         assert 40 * 8 <= f.nbytes < 40 * 40 * 30

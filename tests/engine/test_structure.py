@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from backsolve.errors import (
     InvalidOptionError,
@@ -16,7 +17,7 @@ from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.options import validate
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, methods, preconditioners, solver
 from backsolve_service.engine.select import choose
-from backsolve_service.engine.structure import inspect, inspect_pattern
+from backsolve_service.engine.structure import inspect, inspect_pattern, level_width
 from engine.table import DTYPES, array, factor_of, matrix, poisson
 
 ARROW = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])
@@ -110,7 +111,7 @@ def test_of_a_batch_all_systems_count():
     [
         ("dense", "definite", "cholesky", "positive diagonal"),
         ("dense", "general", "lu", "not Hermitian"),
-        ("dense", "indefinite", "lu", "without a positive diagonal"),
+        ("dense", "indefinite", "ldl", "no positive diagonal"),
         ("csr", "definite", "superlu", "sparse"),
         ("csr", "general", "superlu", "sparse"),
     ],
@@ -122,33 +123,39 @@ def test_automatic_choice(layout, kind, method, reason, dtype):
     assert reason in choice.reason
 
 
-def test_automatic_cholesky_has_lu_to_fall_back_on():
+def test_automatic_cholesky_has_ldl_and_lu_to_fall_back_on():
     a = array("definite", "float64")
     a[3, 7] = a[7, 3] = 1e3
     m = matrix("dense", a)
     choice = pick(m)
     with pytest.raises(NotPositiveDefiniteError):
         factor_of(choice.spec.method, m)
-    assert choice.fallback is not None
-    assert choice.fallback.spec.method == "lu"
-    assert "not positive definite" in choice.fallback.reason
-    assert choice.fallback.fallback is None
+    second = choice.fallback
+    assert second.spec.method == "ldl"
+    assert "not positive definite" in second.reason
+    assert second.fallback.spec.method == "lu"
+    assert "singular pivot" in second.fallback.reason
+    assert second.fallback.fallback is None
     assert pick(m, method="cholesky").fallback is None
 
 
 @pytest.mark.parametrize("option", [{"maxiter": 5}, {"preconditioner": "none"}, {"has_x0": True}])
 @pytest.mark.parametrize("layout", ["dense", "csr"])
-def test_iterative_options_ask_for_cg(option, layout):
-    choice = pick(matrix(layout, array("definite", "float32")), **option)
-    assert choice.spec == FactorSpec("cg", option.get("preconditioner", "jacobi"), "float64", "cpu")
+@pytest.mark.parametrize(("kind", "method"), [("definite", "cg"), ("indefinite", "minres"), ("general", "gmres")])
+def test_iterative_options_ask_for_an_iterative_method(option, layout, kind, method):
+    choice = pick(matrix(layout, array(kind, "float32")), **option)
+    assert choice.spec == FactorSpec(method, option.get("preconditioner", "jacobi"), "float64", "cpu")
     name = "x0" if "has_x0" in option else next(iter(option))
-    assert name in choice.reason
-    with pytest.raises(InvalidOptionError, match=rf"{name} is used by method 'cg'"):
-        pick(matrix(layout, array("general", "float32")), **option)
+    assert f"{name} given" in choice.reason
+
+
+def test_an_option_may_leave_one_method_only():
+    assert pick(poisson(4), restart=5).spec.method == "gmres"
+    assert pick(poisson(4), reuse="precondition").spec.method == "superlu"
 
 
 def test_iterative_and_direct_options_exclude_each_other():
-    with pytest.raises(InvalidOptionError, match=r"'cg' does not use refine.*'lu' or 'cholesky' or .*'superlu'"):
+    with pytest.raises(InvalidOptionError, match="maxiter and refine together"):
         pick(poisson(4), maxiter=3, refine=1)
 
 
@@ -247,3 +254,32 @@ def test_a_pattern_is_not_analysed_by_the_wrong_method():
         solver("lu").analyze(Pattern([0, 1], [0], (1, 1)))
     with pytest.raises(InvalidPatternError, match="'lu'"):
         solver("superlu").analyze(DensePattern((1, 1)))
+
+
+@pytest.mark.parametrize(("sides", "widest"), [((40, 40), 40), ((12, 12, 12), 108), ((200, 4), 4), ((1, 500), 1)])
+def test_width_of_the_widest_level(sides, widest):
+    """From a corner of a grid, levels are diagonals: of a square as long as its side, of a cube 3/4 of a face."""
+    cell = np.arange(np.prod(sides)).reshape(sides)
+    pairs = [
+        np.stack([np.take(cell, range(s - 1), axis).ravel(), np.take(cell, range(1, s), axis).ravel()])
+        for axis, s in enumerate(sides)
+    ]
+    i, j = np.concatenate(pairs, axis=1)
+    n = cell.size
+    graph = csr_array((np.ones(2 * i.size + n), (np.r_[i, j, :n], np.r_[j, i, :n])), shape=(n, n))
+    assert level_width(graph) == widest
+
+
+def test_width_is_searched_for_in_large_patterns_only():
+    assert inspect_pattern(poisson(20).pattern).width is None
+    assert inspect_pattern(poisson(150).pattern).width == 150
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_dominance(layout):
+    a = np.array([[2.0, -1.0, -1.0], [0.5, 3.0, 2.5], [0.0, 1.0, -1.0]])
+    m = matrix(layout, a)
+    assert inspect(inspect_pattern(m.pattern), Operand(m)).dominant
+    a[2, 2] = -0.99
+    m = matrix(layout, a)
+    assert not inspect(inspect_pattern(m.pattern), Operand(m)).dominant

@@ -76,9 +76,10 @@ class System:
         """Options of every solve after the forward: its method by name, so that its factor is met.
 
         "auto" alone might choose another one: a first iterate, which only the forward has, asks
-        for an iterative method.
+        for an iterative method. With `reuse` the forward may have had no factor of its own: what
+        comes after it decides as it did.
         """
-        if self.certificate is None:
+        if self.certificate is None or self.options.reuse is not None:
             return self.options
         return replace(self.options, method=self.certificate.method)
 

@@ -108,7 +108,7 @@ class DataPlane:
         )
         self._cache: FactorCache[FactorRef] = FactorCache(self.config.cache_bytes, self._scheduler.free, self.telemetry)
         preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry)
-        answering = Answering(self._scheduler, preparer, self.telemetry, self.config.instance)
+        answering = Answering(self._scheduler, preparer, self._cache, self.telemetry, self.config.instance)
         self._calls = Calls(self._cache, answering, self.telemetry, self.limits)
         self._lock = Lock()
         self._inflight = 0

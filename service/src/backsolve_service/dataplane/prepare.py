@@ -1,21 +1,25 @@
 """From a matrix that is held and the options of a call to a factor on a worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 from weakref import WeakKeyDictionary
 
-from backsolve.errors import NotPositiveDefiniteError
+import numpy as np
+
+from backsolve.errors import MemoryBudgetError, NotPositiveDefiniteError
 from backsolve.types import Options
 
 from ..cache.entries import MatrixEntry, PatternEntry
 from ..cache.flight import Order
 from ..cache.store import FactorCache, Found
 from ..context import CallContext
-from ..engine.base import Symbolic
+from ..engine.base import FactorSpec, Symbolic
 from ..engine.faults import systems
-from ..engine.select import Choice, choose
+from ..engine.options import AUTO
+from ..engine.select import Choice, choose, choose_iterative
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
+from .reuse import Reuse, Stale
 from .telemetry import Telemetry
 
 Kind = tuple[object, ...]
@@ -32,6 +36,8 @@ class Prepared:
         choice: the method and the reason.
         symbolic_hit, factor_hit: nothing was analysed, nothing was factorized.
         seconds_queued, seconds_analyze, seconds_factor: spent for this call.
+        stale: the factor is of older values, and only preconditions the solve.
+        built_as: the spec of the factor at `ref`.
     """
 
     ref: FactorRef
@@ -41,6 +47,8 @@ class Prepared:
     seconds_queued: float
     seconds_analyze: float
     seconds_factor: float
+    built_as: FactorSpec
+    stale: Stale | None = None
 
 
 @final
@@ -59,6 +67,7 @@ class Preparer:
         self._scheduler = scheduler
         self._device = device
         self._telemetry = telemetry
+        self.reuse = Reuse(cache)
         self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[Kind, int]] = WeakKeyDictionary()
 
     def prepare(
@@ -72,6 +81,49 @@ class Preparer:
             DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
         """
         choice = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+        if options.reuse is not None:
+            found, why = self._older(entry, choice)
+            if found is not None:
+                return found
+            choice = replace(choice, reason=why or choice.reason)
+        try:
+            prepared = self._factor(entry, choice, context)
+        except MemoryBudgetError as error:
+            smaller = None
+            if options.method == AUTO:
+                why = f"no room for a factor by method {choice.spec.method!r}"
+                smaller = choose_iterative(entry.structure, options, self._device, why)
+            if smaller is None or smaller.spec == choice.spec:
+                raise error
+            prepared = self._factor(entry, smaller, context)
+        if options.reuse is not None and not prepared.factor_hit:
+            self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
+        return prepared
+
+    def substitute(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
+        """The factor of another choice than the first, for a matrix that the first could not solve.
+
+        Raises:
+            As `prepare`.
+        """
+        return self._factor(entry, choice, context)
+
+    def _older(self, entry: MatrixEntry[FactorRef], choice: Choice) -> tuple[Prepared | None, str]:
+        """A factor of older values by any method of the choice, or why none is used."""
+        if entry.operand.batch is not None:
+            return None, "of a batch no factor of older values is used: factorized anew"
+        why, each = "", choice
+        while True:
+            stale, reason = self.reuse.consider(entry, each.spec)
+            if stale is not None:
+                return _preconditioned(stale, each), ""
+            why = why or reason
+            if each.fallback is None:
+                return None, why
+            each = each.fallback
+
+    def _factor(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
+        """A factor of these very values, by the first method of the choice that has one."""
         while True:
             try:
                 return self._build(entry, choice, context)
@@ -84,7 +136,7 @@ class Preparer:
     def _build(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
         held = self._cache.factor(entry, choice.spec)
         if held is not None:
-            return Prepared(held, choice, True, True, 0.0, 0.0, 0.0)
+            return Prepared(held, choice, True, True, 0.0, 0.0, 0.0, choice.spec)
         symbolic = self._cache.get_symbolic(
             entry.pattern,
             choice.spec.analysis,
@@ -109,6 +161,7 @@ class Preparer:
             seconds_queued=symbolic.seconds_queued + factor.seconds_queued,
             seconds_analyze=symbolic.seconds_run,
             seconds_factor=factor.seconds_run,
+            built_as=choice.spec,
         )
 
     def _predicted_bytes(self, entry: MatrixEntry[FactorRef], choice: Choice, symbolic: Symbolic) -> int:
@@ -134,3 +187,11 @@ class Preparer:
 
 def _kind(choice: Choice, entry: MatrixEntry[FactorRef]) -> Kind:
     return (*choice.spec.analysis, choice.spec.precision, systems(entry.operand))
+
+
+def _preconditioned(stale: Stale, choice: Choice) -> Prepared:
+    """New values on an old factor: nothing is built."""
+    spec = choice.spec
+    wide = np.promote_types(spec.precision, np.float64).name
+    krylov = FactorSpec("gmres", f"stale({spec.method})", wide, spec.device)
+    return Prepared(stale.ref, Choice(krylov, stale.reason), True, True, 0.0, 0.0, 0.0, spec, stale)

@@ -1,19 +1,23 @@
 """One solve with a prepared factor, and the certificate that comes with it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 import numpy as np
 
+from backsolve.errors import NeedMatrixError, NotPositiveDefiniteError, SolveError
 from backsolve.types import Array, Certificate, Element, Options, Status, Timings
 
 from ..cache.entries import MatrixEntry
+from ..cache.store import FactorCache
 from ..context import CallContext
 from ..engine.base import Controls
 from ..scheduling.jobs import Solved
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorLostError, FactorRef
 from .prepare import Prepared, Preparer
+from .reuse import Stale
 from .telemetry import Telemetry
 
 SEVERITY: Sequence[Status] = (
@@ -29,6 +33,8 @@ SEVERITY: Sequence[Status] = (
     Status.NONFINITE_INPUT,
 )
 """From good to bad: a batch has the status of its worst system."""
+
+_GOOD = (Status.OK, Status.ILL_CONDITIONED)
 
 
 _REBUILDS = 2
@@ -48,11 +54,13 @@ class Answering:
         self,
         scheduler: Scheduler,
         preparer: Preparer,
+        cache: FactorCache[FactorRef],
         telemetry: Telemetry,
         instance: str,
     ) -> None:
         self._scheduler = scheduler
         self._preparer = preparer
+        self._cache = cache
         self._telemetry = telemetry
         self._instance = instance
 
@@ -78,9 +86,8 @@ class Answering:
             cancelled=context.over,
         )
         for rebuilds_left in range(_REBUILDS, -1, -1):
-            prepared = self._preparer.prepare(entry, options, has_x0=x0 is not None, context=context)
             try:
-                solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+                prepared, solved = self._solve(entry, options, rhs, controls, context)
                 break
             except FactorLostError:
                 # Its process ended, for another call's sake; the matrix is here, so nobody need hear of it.
@@ -89,6 +96,63 @@ class Answering:
         certificate = self._certificate(prepared, solved, entry)
         self._count(op, certificate, solved, rhs.shape[-1])
         return solved.answer.x, certificate
+
+    def _solve(
+        self,
+        entry: MatrixEntry[FactorRef],
+        options: Options,
+        rhs: Array,
+        controls: Controls,
+        context: CallContext,
+    ) -> tuple[Prepared, Solved]:
+        """Solve with whatever is prepared; a factor of older values that does not do it gives way to a new one."""
+        has_x0 = controls.x0 is not None
+        prepared = self._preparer.prepare(entry, options, has_x0=has_x0, context=context)
+        if prepared.stale is not None:
+            preconditioned = self._on_older(entry, prepared, prepared.stale, rhs, options, controls, context)
+            if preconditioned is not None:
+                return prepared, preconditioned
+            prepared = self._preparer.prepare(entry, options, has_x0=has_x0, context=context)
+        fallback = None if prepared.ref.direct else prepared.choice.fallback
+        try:
+            solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+            ended = _worst_of(solved)
+        except NotPositiveDefiniteError:
+            if fallback is None:
+                raise
+            ended = Status.NOT_POSITIVE_DEFINITE
+        if fallback is not None and ended not in _GOOD:
+            # Chosen here, not by the caller: what it could not do is done by what stands behind it.
+            reason = f"{prepared.choice.spec.method} ended with {ended.name}: {fallback.spec.method} instead"
+            prepared = self._preparer.substitute(entry, replace(fallback, reason=reason), context)
+            solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+        if options.reuse is not None:
+            self._preparer.reuse.solved(entry, prepared.built_as, solved.seconds_solved, 0)
+        return prepared, solved
+
+    def _on_older(
+        self,
+        entry: MatrixEntry[FactorRef],
+        prepared: Prepared,
+        stale: Stale,
+        rhs: Array,
+        options: Options,
+        controls: Controls,
+        context: CallContext,
+    ) -> Solved | None:
+        """Solve with a factor of older values as the preconditioner; None: it did not do."""
+        limited = replace(controls, maxiter=stale.most_iterations, refine=None)
+        reuse = self._preparer.reuse
+        with self._cache.pin(stale.base):
+            try:
+                solved = self._scheduler.solve(stale.ref, rhs, options.trans, limited, context, instead=entry.operand)
+            except (SolveError, NeedMatrixError):
+                solved = None
+        if solved is None or _worst_of(solved) not in _GOOD:
+            reuse.failed(entry, prepared.built_as)
+            return None
+        reuse.solved(entry, prepared.built_as, solved.seconds_solved, max(solved.answer.iterations, default=0))
+        return solved
 
     def _certificate(self, prepared: Prepared, solved: Solved, entry: MatrixEntry[FactorRef]) -> Certificate:
         answer = solved.answer
@@ -125,8 +189,12 @@ class Answering:
     def _count(self, op: str, certificate: Certificate, solved: Solved, width: int) -> None:
         self._telemetry.count("columns", width)
         self._telemetry.phase("solve", solved.seconds_solved)
-        good = certificate.status in (Status.OK, Status.ILL_CONDITIONED)
+        good = certificate.status in _GOOD
         self._telemetry.solved(op, certificate.iterations, certificate.relative_residual, good)
+
+
+def _worst_of(solved: Solved) -> Status:
+    return worst([status for system in solved.answer.statuses for status in system])
 
 
 def _largest(values: Array) -> float:

@@ -5,7 +5,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from backsolve.errors import BacksolveError, NonfiniteInputError, NotPositiveDefiniteError, SingularMatrixError
+from backsolve.errors import (
+    BacksolveError,
+    InvalidOptionError,
+    NonfiniteInputError,
+    NotPositiveDefiniteError,
+    SingularMatrixError,
+)
 from backsolve.types import Status
 
 from .operand import Operand
@@ -86,4 +92,13 @@ def not_definite(column: int | None, method: str, other: str) -> NotPositiveDefi
         f"use method {other!r} or 'auto'",
         method=method,
         **fact,
+    )
+
+
+def not_hermitian(method: str, other: str) -> InvalidOptionError:
+    """The method needs A = Aᴴ."""
+    return InvalidOptionError(
+        f"method {method!r} needs a Hermitian matrix, and this one is not: use method {other!r} or 'auto'",
+        option="method",
+        method=method,
     )

@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse import csr_array
 
+from backsolve.errors import InvalidPatternError
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, Pattern
 from backsolve.types import Array, Trans
@@ -83,6 +84,15 @@ class Operand:
         """Bytes of the values and of the float64 copy, if there is one."""
         copied = 0 if self.dtype == self.wide_dtype else self.values.size * self.wide_dtype.itemsize
         return int(self.values.nbytes) + copied
+
+    def check_same_pattern(self, other: "Operand") -> None:
+        """Refuse a matrix on another pattern.
+
+        Raises:
+            InvalidPatternError: it is.
+        """
+        if not self.pattern.same_as(other.pattern):
+            raise InvalidPatternError(f"the values belong to {self.pattern}, those before to {other.pattern}")
 
     def product(self, index: int, x: Array, trans: Trans) -> Array:
         """`op(A) x` of one system in float64; `x` is `[n, k]`."""

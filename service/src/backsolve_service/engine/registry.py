@@ -28,10 +28,13 @@ Home = Literal["thread", "process"]
 threads or may crash run in processes of their own."""
 
 _DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
-_SPARSE = _DIRECT | {"ordering"}
+_REUSED = _DIRECT | {"reuse"}
+_SPARSE = _REUSED | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
 _SINGULAR = frozenset({"nullspace"})
 """Of methods that are tried on singular matrices with a known null space (`restricted.py`)."""
+_RESTARTED = _ITERATIVE | {"restart"}
+_UNPRECONDITIONED = _ITERATIVE - {"preconditioner"}
 _BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
 _DENSE: frozenset[Layout] = frozenset({"dense"})
 _CSR: frozenset[Layout] = frozenset({"csr"})
@@ -51,6 +54,7 @@ class Row:
         cuda: layouts for which it can compute on a CUDA device.
         on_cuda: `module:class` of the same method for a CUDA device; None: `path` serves both.
         wide: it computes in double whatever the element type is.
+        definite_preconditioner: M must be Hermitian positive definite.
         home: where it may run.
         only_cuda: it cannot compute on the CPU.
         requires: an importable module it cannot do without, of an optional extra; or a package.
@@ -66,6 +70,7 @@ class Row:
     cuda: frozenset[Layout] = frozenset()
     on_cuda: str | None = None
     wide: bool = False
+    definite_preconditioner: bool = False
     home: Home = "thread"
     only_cuda: bool = False
     requires: str | None = None
@@ -101,7 +106,7 @@ class PreconditionerRow:
 
 
 ROWS: Mapping[str, Row] = {
-    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT | _SINGULAR, cuda=_DENSE),
+    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _REUSED | _SINGULAR, cuda=_DENSE),
     "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _SINGULAR, cuda=_DENSE),
     "ldl": Row("direct.ldl:Ldl", _DENSE, "symmetric", _DIRECT),
     "qr": Row("direct.qr:Qr", _DENSE, "square", _DIRECT, cuda=_DENSE),
@@ -119,6 +124,7 @@ ROWS: Mapping[str, Row] = {
         cuda=_BOTH,
         on_cuda="accelerator.methods:DeviceConjugateGradients",
         wide=True,
+        definite_preconditioner=True,
     ),
     "cudss": Row(
         "direct.cudss.solver:Cudss",
@@ -131,6 +137,14 @@ ROWS: Mapping[str, Row] = {
         probe="direct.cudss.library:installed",
         extra="cuda",
     ),
+    "fcg": Row("krylov.fcg:FlexibleConjugateGradients", _BOTH, "definite", _ITERATIVE, direct=False, wide=True),
+    "minres": Row(
+        "krylov.minres:MinRes", _BOTH, "hermitian", _ITERATIVE, direct=False, wide=True, definite_preconditioner=True
+    ),
+    "bicgstab": Row("krylov.bicgstab:BiCgStab", _BOTH, "square", _ITERATIVE, direct=False, wide=True),
+    "gmres": Row("krylov.gmres:Gmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
+    "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
+    "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
@@ -139,6 +153,7 @@ PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
 }
 
 DEFAULT_PRECONDITIONER = "jacobi"
+NO_PRECONDITIONER = "none"
 
 
 def methods(device: str = CPU) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Which method solves a matrix: a pure function of structure, options and device that gives its reason."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -10,13 +10,12 @@ from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, NotSu
 from backsolve.types import Options
 
 from .base import FactorSpec
+from .candidates import Candidate, candidates
 from .device import CPU, check_device
 from .options import AUTO, check_used, given, preconditioner_spec, users, validate
 from .precond.parameters import split
-from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Layout, Need
+from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Layout, Need, methods, preconditioners
 from .structure import Structure
-
-_ITERATIVE_ONLY = ("preconditioner", "maxiter", "x0")
 
 
 @final
@@ -67,35 +66,116 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
             option="ordering",
             method=options.method,
         )
+    _check_preconditioner(options)
     return Choice(_spec(structure, options.method, options, device), "asked for by name")
 
 
+def choose_iterative(structure: Structure, options: Options, device: str, why: str) -> Choice | None:
+    """The iterative method for a matrix whose factor cannot be had; None if the caller asks for what none uses.
+
+    Args:
+        structure: of the matrix.
+        options: with method "auto".
+        device: as for `choose`.
+        why: no factor, for the certificate.
+    """
+    names = given(options, has_x0=False)
+    for each in candidates(structure):
+        row = ROWS.get(each.method)
+        if row is None or row.direct or not (_offered(each.method, structure) and _uses(each.method, names)):
+            continue
+        preconditioner = each.preconditioner
+        if preconditioner is None and "preconditioner" in row.options:
+            preconditioner = next((m for m in _STRONG[structure.definite_candidate] if m in preconditioners()), None)
+        chosen = replace(each, reason=f"{why}: {each.name}", preconditioner=preconditioner)
+        return Choice(_spec(structure, each.method, _completed(options, chosen), device), chosen.reason)
+    return None
+
+
+_STRONG: Mapping[bool, tuple[str, ...]] = {True: ("amg", "ic", "jacobi"), False: ("ilu", "jacobi")}
+"""Preconditioners for a large system, the best first; by whether it may be definite."""
+
+
 def _automatic(structure: Structure, options: Options, names: tuple[str, ...], device: str) -> Choice:
-    iterative = [name for name in names if name in _ITERATIVE_ONLY]
-    if iterative:
-        return _iterative(structure, options, names, iterative[0], device)
-    if not structure.dense:
-        check_used("superlu", names)
-        return Choice(_spec(structure, "superlu", options, device), "sparse: LU in the pattern's cached ordering")
-    check_used("lu", names)
-    lu = _spec(structure, "lu", options, device)
-    if not _definite(structure, singular=options.nullspace is not None):
-        what = "Hermitian without a positive diagonal" if structure.hermitian else "not Hermitian"
-        return Choice(lu, f"dense and {what}: LU")
-    fallback = Choice(lu, "dense and Hermitian, but Cholesky found it not positive definite: LU")
-    reason = "dense, Hermitian, positive diagonal: Cholesky"
-    return Choice(_spec(structure, "cholesky", options, device), reason, fallback)
+    """The first candidate that exists here and uses all that is asked for, with its substitutes behind it."""
+    if options.nullspace is not None:
+        # On the complement of its null space such a matrix may be definite whatever a lone node's diagonal is.
+        structure = replace(structure, real_positive_diagonal=True)
+    listed = list(candidates(structure, names))
+    usable = [each for each in listed if _offered(each.method, structure) and _uses(each.method, names)]
+    if not usable:
+        raise _nothing_uses(names, [each.method for each in listed])
+    chain: Choice | None = None
+    for each in reversed(_with_substitutes(usable)):
+        chain = Choice(_spec(structure, each.method, _completed(options, each), device), each.reason, chain)
+    assert chain is not None
+    return chain
 
 
-def _iterative(structure: Structure, options: Options, names: tuple[str, ...], asked: str, device: str) -> Choice:
-    if not _definite(structure, singular=options.nullspace is not None):
+def _with_substitutes(usable: list[Candidate]) -> list[Candidate]:
+    """The first candidate, and the direct ones that stand in where elimination finds the matrix unfit for it."""
+    chain = usable[:1]
+    for each in usable[1:]:
+        before, row = ROWS[chain[-1].method], ROWS[each.method]
+        if before.needs not in _FOUND_UNFIT:
+            break
+        if row.direct and row.needs != before.needs:
+            reason = f"{chain[-1].name} {_FOUND_UNFIT[before.needs]}: {each.name}"
+            chain.append(replace(each, reason=reason))
+    return chain
+
+
+_FOUND_UNFIT: Mapping[Need, str] = {
+    "definite": "found the matrix not positive definite",
+    "symmetric": "met a singular pivot",
+}
+"""What only elimination can find, by what the method needs."""
+
+
+def _offered(method: str, structure: Structure) -> bool:
+    row = ROWS.get(method)
+    layout: Layout = "dense" if structure.dense else "csr"
+    return row is not None and layout in row.layouts and method in methods() and _MET[row.needs](structure)
+
+
+def _uses(method: str, names: Iterable[str]) -> bool:
+    return all(name in ROWS[method].options for name in names)
+
+
+def _completed(options: Options, candidate: Candidate) -> Options:
+    """The options with the candidate's own preconditioner where the caller names none."""
+    if options.preconditioner is not None or candidate.preconditioner is None:
+        return options
+    return replace(options, preconditioner=candidate.preconditioner)
+
+
+def _nothing_uses(names: tuple[str, ...], listed: list[str]) -> InvalidOptionError:
+    fitting = [name for name in listed if name in ROWS]
+    for name in names:
+        if not any(name in ROWS[method].options for method in fitting):
+            return InvalidOptionError(
+                f"{name} is used by method {users(name)}, and none of them is for such a matrix: leave {name} out",
+                option=name,
+            )
+    return InvalidOptionError(
+        f"no method for a matrix like this one uses {' and '.join(names)} together: leave one of them out",
+        option=names[0],
+    )
+
+
+def _check_preconditioner(options: Options) -> None:
+    """Refuse an indefinite preconditioner where the method presumes a definite one."""
+    if options.preconditioner is None or not ROWS[options.method].definite_preconditioner:
+        return
+    name = split(options.preconditioner)[0]
+    if not PRECONDITIONERS[name].definite:
+        other = "fcg" if ROWS[options.method].needs == "definite" else "gmres"
         raise InvalidOptionError(
-            f"{asked} is used by method {users(asked)}, which needs a Hermitian matrix with a positive diagonal, "
-            f"and this one is not: leave {asked} out",
-            option=asked,
+            f"preconditioner {name!r} is not Hermitian positive definite, which method {options.method!r} needs: "
+            f"use method {other!r}",
+            option="preconditioner",
+            method=options.method,
         )
-    check_used("cg", names)
-    return Choice(_spec(structure, "cg", options, device), f"Hermitian, positive diagonal, and {asked} is given: CG")
 
 
 def _check_solvable(structure: Structure) -> None:

@@ -5,13 +5,19 @@ from typing import Any, Literal, final
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import structural_rank
+from scipy.sparse.csgraph import breadth_first_order, structural_rank
 
 from backsolve.pattern import AnyPattern, Pattern
 from backsolve.types import Array
 
 from .operand import Operand
 from .tolerance import epsilon
+
+WIDTH_FROM = 20_000
+"""Rows from which on it may pay not to factorize: below, a factor is cheap whatever the pattern."""
+
+_HUB = 12
+"""So many times the mean number of entries in a row make a hub; meshes stay below 5, circuits do not."""
 
 _BLOCK_ROWS = 256
 """Rows of a dense matrix compared with its columns at a time: a few MB at n = 1e4."""
@@ -30,6 +36,9 @@ class PatternFacts:
         symmetric_pattern: (i, j) is stored if and only if (j, i) is.
         lower_bandwidth: largest i - j of a stored entry, at least 0.
         upper_bandwidth: largest j - i of a stored entry, at least 0.
+        width: rows in the widest level of a breadth-first search from the pattern's rim, about the
+            size of the smallest set that cuts it in two; of sparse patterns from `WIDTH_FROM` rows
+            on and without hubs, else None.
     """
 
     n: int
@@ -39,6 +48,7 @@ class PatternFacts:
     symmetric_pattern: bool
     lower_bandwidth: int
     upper_bandwidth: int
+    width: int | None = None
 
     @property
     def diagonal(self) -> bool:
@@ -66,6 +76,7 @@ class Structure:
         real_positive_diagonal: every diagonal entry is stored, real and above zero.
         triangular: lower or upper triangular, every system on the same side; of a sparse matrix by
             its pattern, of a dense one by its values.
+        dominant: in each row the diagonal entry is at least as large as the others together.
     """
 
     facts: PatternFacts
@@ -76,6 +87,7 @@ class Structure:
     symmetric: bool
     real_positive_diagonal: bool
     triangular: bool = False
+    dominant: bool = False
 
     @property
     def definite_candidate(self) -> bool:
@@ -98,7 +110,36 @@ def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
     singular = not full and _rank_deficient(ones, columns)
     lower = max(int(below.max()), 0) if below.size else 0
     upper = max(-int(below.min()), 0) if below.size else 0
-    return PatternFacts(n, pattern.nnz, full, singular, symmetric, lower, upper)
+    widest = level_width(ones) if n >= WIDTH_FROM and not _has_hubs(pattern) else None
+    return PatternFacts(n, pattern.nnz, full, singular, symmetric, lower, upper, widest)
+
+
+def _has_hubs(pattern: Pattern) -> bool:
+    """Rows with many times the usual entries: every search runs through them, and its levels say nothing."""
+    counts = np.diff(pattern.indptr)
+    return bool(counts.max() > _HUB * max(float(counts.mean()), 1.0))
+
+
+def level_width(a: Any) -> int:
+    """Rows in the widest level of a breadth-first search of a `csr_array`'s graph; O(nnz + n log n).
+
+    A search is made from the last row that another one has reached, which lies at the rim
+    (George and Liu's pseudo-peripheral node, after one step). Of several components, the one of row 0.
+    """
+    n = int(a.shape[0])
+    start, widest = 0, 0
+    for _ in range(2):
+        order, before = breadth_first_order(a, start, directed=True, return_predecessors=True)
+        depth = (before >= 0).astype(np.int64)
+        parent = np.where(before < 0, np.arange(n), before)
+        # Depths by doubling: each round looks twice as far towards the root.
+        while True:
+            farther = depth + depth[parent]
+            if np.array_equal(farther, depth):
+                break
+            depth, parent = farther, parent[parent]
+        start, widest = int(order[-1]), int(np.bincount(depth[order]).max())
+    return widest
 
 
 def inspect(facts: PatternFacts, operand: Operand) -> Structure:
@@ -117,6 +158,7 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         symmetric=symmetric,
         real_positive_diagonal=positive,
         triangular=_triangular(facts, operand),
+        dominant=facts.full_diagonal and all(_dominant(a) for a in operand.systems),
     )
 
 
@@ -182,6 +224,18 @@ def _mirrored(entries: Array, mirror: Array, conjugate: bool) -> bool:
 def _positive(entries: Array) -> bool:
     rounding = 8 * epsilon(entries.dtype)
     return bool(np.all(entries.real > 0) and np.all(np.abs(entries.imag) <= rounding * entries.real))
+
+
+def _dominant(a: Any) -> bool:
+    """Weak dominance, up to the rounding of a row's sum."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(a, np.ndarray):
+            rows = np.abs(a).sum(axis=1)
+        else:
+            # Every row has an entry, its diagonal's, so no segment is empty.
+            rows = np.add.reduceat(np.abs(a.data), a.indptr[:-1]) if a.shape[0] else np.zeros(0)
+        size = np.abs(diagonal(a))
+        return bool(np.all(rows - size <= size * (1 + 8 * epsilon(a.dtype))))
 
 
 def _rank_deficient(rows: Any, columns: Any) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from backsolve.types import DTYPES
 
-CG_LIMIT_PER_ROW = 10
+ITERATIONS_PER_ROW = 10
 """Default iteration limit in units of n: exact arithmetic needs n, rounding delays it by a few times that."""
 
 REFINEMENTS = 2

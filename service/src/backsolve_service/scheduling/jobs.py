@@ -12,6 +12,7 @@ from ..cache.flight import Made, fresh
 from ..context import CallContext
 from ..engine.answer import Answer
 from ..engine.base import Controls
+from ..engine.operand import Operand
 from ..observer import Observer
 from .block import split
 from .lane import Job
@@ -67,7 +68,9 @@ class Task(Job, Generic[T]):
         self._work = None
 
 
-def block_key(ref: FactorRef, rhs: Array, trans: Trans, controls: Controls) -> Hashable | None:
+def block_key(
+    ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, instead: Operand | None = None
+) -> Hashable | None:
     """What right-hand sides must have in common to be solved together; None: solved alone.
 
     The element type belongs to it: in a wider block a float32 answer would have other digits.
@@ -75,7 +78,7 @@ def block_key(ref: FactorRef, rhs: Array, trans: Trans, controls: Controls) -> H
     """
     if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < ref.max_columns:
         return None
-    return (ref.id, trans, rhs.dtype, controls)
+    return (ref.id, instead, trans, rhs.dtype, controls)
 
 
 @final
@@ -98,23 +101,34 @@ class Solved:
 
 @final
 class Solve(Job):
-    """One caller's columns, for one factor; `observer` hears of the block they were solved in."""
+    """One caller's columns, for one factor; `observer` hears of the block they were solved in.
+
+    With `instead` it is that matrix that is solved with, and the factor only preconditions it.
+    """
 
     def __init__(
-        self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext, observer: Observer
+        self,
+        ref: FactorRef,
+        rhs: Array,
+        trans: Trans,
+        controls: Controls,
+        context: CallContext,
+        observer: Observer,
+        instead: Operand | None = None,
     ) -> None:
         self.ticket: Ticket[Solved] = Ticket()
         self.columns = rhs.shape[-1]
         self.max_columns = ref.max_columns
         self.nbytes = rhs.nbytes
         self.born = perf_counter()
-        self.key = block_key(ref, rhs, trans, controls)
+        self.key = block_key(ref, rhs, trans, controls, instead)
         self._ref = ref
         self._rhs: Array | None = rhs
         self._trans: Trans = trans
         self._controls = controls
         self._context = context
         self._observer = observer
+        self._instead = instead
 
     @property
     def over(self) -> bool:
@@ -162,7 +176,8 @@ class Solve(Job):
         begun = perf_counter()
         controls = replace(self._controls, cancelled=lambda: all(job.over for job in jobs))
         try:
-            whole = self._ref.worker.answer(self._ref, [job._columns() for job in jobs], self._trans, controls)
+            columns = [job._columns() for job in jobs]
+            whole = self._ref.worker.answer(self._ref, columns, self._trans, controls, instead=self._instead)
         except BaseException as error:
             failure = delivered(error)
             if len(jobs) == 1:

@@ -105,6 +105,8 @@ class ProcessWorker(Worker):
             process is killed.
     """
 
+    shares_memory = False
+
     def __init__(
         self, name: str, backlog: Backlog, observer: Observer, lost: Callable[[Worker], None], patience: float
     ) -> None:
@@ -184,7 +186,15 @@ class ProcessWorker(Worker):
             generation=self._generation,
         )
 
-    def answer(self, ref: FactorRef, columns: Sequence[Array], trans: Trans, controls: Controls) -> Answer:
+    def answer(
+        self,
+        ref: FactorRef,
+        columns: Sequence[Array],
+        trans: Trans,
+        controls: Controls,
+        *,
+        instead: Operand | None = None,
+    ) -> Answer:
         """Have the process solve; the right-hand sides are put together in the memory it reads them from.
 
         Raises:
@@ -192,6 +202,8 @@ class ProcessWorker(Worker):
             ProcessLostError: the process ended during this solve.
             BacksolveError: what the solve raised.
         """
+        if instead is not None:
+            raise InternalError("another matrix on a factor of a process was asked for")
         child = self._ready()
         if not self.holds(ref):
             raise FactorLostError("the process that held the factor has ended, and the factor with it: send it again")

@@ -197,7 +197,16 @@ class Scheduler:
         self._order(worker, Task(work, order), order)
         return order
 
-    def solve(self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext) -> Solved:
+    def solve(
+        self,
+        ref: FactorRef,
+        rhs: Array,
+        trans: Trans,
+        controls: Controls,
+        context: CallContext,
+        *,
+        instead: Operand | None = None,
+    ) -> Solved:
         """Solve with a factor where it is, as one block with others that wait for the same.
 
         Args:
@@ -206,6 +215,7 @@ class Scheduler:
             trans: "N", "T" or "H".
             controls: tolerances and limits; their `cancelled` is heard beside `context`.
             context: ends the wait; an iterative solve whose callers have all left is stopped.
+            instead: solve with this matrix, on the factor's pattern, and let the factor precondition it.
 
         Raises:
             QueueFullError, DrainingError: it was not admitted.
@@ -216,7 +226,7 @@ class Scheduler:
         rows = (ref.n,) if ref.batch is None else (ref.batch, ref.n)
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
-        job = Solve(ref, rhs, trans, controls, context, self._observer)
+        job = Solve(ref, rhs, trans, controls, context, self._observer, instead)
         return self._ask(ref.worker, job, job.ticket, context)
 
     def free(self, ref: FactorRef) -> None:

@@ -9,7 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from backsolve.errors import NeedMatrixError
 from backsolve.pattern import AnyPattern
@@ -18,6 +18,7 @@ from backsolve.types import Array, Trans
 from ..engine.answer import Answer, answer
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
 from ..engine.operand import Operand
+from ..engine.precond.stale import preconditioned
 from ..engine.restricted import solver_for
 from .backlog import Backlog
 from .block import stacked
@@ -75,6 +76,9 @@ class Worker(ABC):
     `analyze`, `factorize` and `answer` are called by a job of this worker, on its thread.
     """
 
+    shares_memory: ClassVar[bool]
+    """Its factors can be used with arrays of this process, without sending them."""
+
     @property
     @abstractmethod
     def load(self) -> tuple[int, int]:
@@ -101,8 +105,23 @@ class Worker(ABC):
         """Build a factor and own it; `symbolic` is of a worker of this kind."""
 
     @abstractmethod
-    def answer(self, ref: FactorRef, columns: Sequence[Array], trans: Trans, controls: Controls) -> Answer:
+    def answer(
+        self,
+        ref: FactorRef,
+        columns: Sequence[Array],
+        trans: Trans,
+        controls: Controls,
+        *,
+        instead: Operand | None = None,
+    ) -> Answer:
         """Solve for the columns of several callers as one block.
+
+        Args:
+            ref: one of its factors.
+            columns: `[n, k]` each.
+            trans, controls: as for `engine.answer`.
+            instead: solve with this matrix, on the factor's pattern, and let the factor precondition it;
+                of factors on threads only.
 
         Raises:
             NeedMatrixError: the factor was freed before the job began, or is lost.
@@ -127,6 +146,8 @@ class Worker(ABC):
 @final
 class ThreadWorker(Worker):
     """A thread of this process, for libraries that release the interpreter's lock."""
+
+    shares_memory = True
 
     def __init__(self, name: str, backlog: Backlog) -> None:
         self._factors: dict[int, Factor] = {}
@@ -175,11 +196,21 @@ class ThreadWorker(Worker):
             max_columns=factor.max_columns,
         )
 
-    def answer(self, ref: FactorRef, columns: Sequence[Array], trans: Trans, controls: Controls) -> Answer:
+    def answer(
+        self,
+        ref: FactorRef,
+        columns: Sequence[Array],
+        trans: Trans,
+        controls: Controls,
+        *,
+        instead: Operand | None = None,
+    ) -> Answer:
         """Solve for the columns of several callers as one block."""
         factor = self._factors.get(ref.id)
         if factor is None:
             raise NeedMatrixError("the factor was released before this solve began: send the matrix again")
+        if instead is not None:
+            factor = preconditioned(factor, instead)
         return answer(factor, stacked(columns), trans, controls)
 
     def holds(self, ref: FactorRef) -> bool:

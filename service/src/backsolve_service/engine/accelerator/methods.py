@@ -13,7 +13,7 @@ from ..faults import finite_statuses, not_definite, record
 from ..operand import Operand
 from ..registry import DEFAULT_PRECONDITIONER
 from ..structure import diagonal, is_hermitian
-from ..tolerance import CG_LIMIT_PER_ROW
+from ..tolerance import ITERATIONS_PER_ROW
 from .cg import conjugate_gradients
 from .krylov import DeviceKrylovFactor, Method
 from .operator import DeviceOperator
@@ -28,7 +28,7 @@ def _iterate_cg(problem: Problem, controls: Controls) -> Iterated:
     return conjugate_gradients(problem)
 
 
-CG = Method("cg", hermitian=True, limit_per_row=CG_LIMIT_PER_ROW, iterate=_iterate_cg)
+CG = Method("cg", hermitian=True, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_cg)
 
 
 @final

@@ -4,15 +4,13 @@ The columns share every pass over A and nothing else: no column's answer depends
 came along. A column leaves the block as soon as it is decided.
 """
 
-from collections.abc import Callable
-from enum import Enum, auto
 from typing import final
 
 import numpy as np
 
 from backsolve.types import Array
 
-Apply = Callable[[Array], Array]
+from .problem import Apply, Failure, Stop
 
 _FLOOR = 1e-20
 """Where the recurrence says so little remains of b, the true residual has long stopped falling.
@@ -22,21 +20,6 @@ Going on would only underflow: pᴴ A p would come out as 0, and look like an in
 
 _PATIENCE = 2
 """Restarts that may fail to halve the true residual before a column counts as stagnated."""
-
-
-class Stop(Enum):
-    """Why a column stopped."""
-
-    CONVERGED = auto()
-    LIMIT = auto()
-    STAGNATED = auto()
-    BROKE_DOWN = auto()
-
-
-class Failure(Enum):
-    """What ends the whole block."""
-
-    NOT_DEFINITE = auto()
 
 
 @final

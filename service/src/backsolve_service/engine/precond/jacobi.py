@@ -4,7 +4,6 @@ from typing import Any, final
 
 import numpy as np
 
-from backsolve.errors import NotPositiveDefiniteError
 from backsolve.types import Array
 
 from ..structure import diagonal
@@ -13,19 +12,13 @@ from .base import Preconditioner
 
 @final
 class Jacobi(Preconditioner):
-    """M = diag(A)."""
+    """M = |diag(A)|, and 1 where nothing is stored or it is zero: positive definite for every A."""
 
     def __init__(self, a: Any) -> None:
-        entries = diagonal(a).real
-        bad = np.flatnonzero(~(entries > 0))
-        if bad.size:
-            raise NotPositiveDefiniteError(
-                f"diagonal entry {bad[0]} is not positive, so the matrix is not positive definite: "
-                "use method 'lu' or 'superlu'",
-                column=int(bad[0]),
-            )
-        with np.errstate(over="ignore"):
-            self._inverse: Array = 1.0 / entries
+        entries = np.abs(diagonal(a))
+        with np.errstate(over="ignore", divide="ignore"):
+            inverse = 1.0 / entries
+        self._inverse: Array = np.where(np.isfinite(inverse), inverse, 1.0)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,99 @@
+"""Which methods suit a matrix, the best first: what `method="auto"` chooses from.
+
+The order is a judgement of cost on one core; where it rests on a measurement, the constant says so.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from .structure import Structure
+
+NARROW_BAND = 24
+"""Stored diagonals up to which a banded factorization beats a sparse one that reorders."""
+
+SPREADING_ROWS = 40_000
+"""Rows from which a factor of a spreading pattern costs seconds, and multigrid a tenth of that."""
+
+SPREADING = 8.0
+"""Squared width over rows: about 1 in the plane, where factors stay small; 17 in a cube of 30³."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A method that suits.
+
+    Attributes:
+        method: a name that the registry may or may not offer here.
+        reason: why it suits, for the certificate.
+        name: the method in words, for the certificate of one that stands in for another.
+        preconditioner: if the caller names none.
+    """
+
+    method: str
+    reason: str
+    name: str
+    preconditioner: str | None = None
+
+
+def candidates(structure: Structure, asked: Sequence[str] = ()) -> Iterator[Candidate]:
+    """Methods for a matrix of this structure, the best first; those of no use are left out.
+
+    Args:
+        structure: of the matrix.
+        asked: names of the options that the caller set; iterative methods come last, and are
+            reached only if such an option leaves no direct one.
+    """
+    if structure.dense:
+        yield from _dense(structure)
+    else:
+        yield from _sparse(structure)
+    yield from _iterative(structure, f"{' and '.join(asked)} given")
+
+
+def spreading(structure: Structure) -> bool:
+    """Factors fill in as those of three-dimensional meshes do, and the matrix is made for multigrid."""
+    facts = structure.facts
+    return (
+        facts.width is not None
+        and facts.n >= SPREADING_ROWS
+        and facts.width**2 >= SPREADING * facts.n
+        and structure.definite_candidate
+        and structure.dominant
+        and not structure.batch
+    )
+
+
+def _dense(structure: Structure) -> Iterator[Candidate]:
+    if structure.definite_candidate:
+        yield Candidate("cholesky", "dense, Hermitian, positive diagonal: Cholesky", "Cholesky")
+    if structure.hermitian:
+        yield Candidate("ldl", "dense, Hermitian, no positive diagonal: LDL", "LDL")
+    elif structure.symmetric:
+        yield Candidate("ldl", "dense and complex symmetric: LDL", "LDL")
+    what = "Hermitian without a positive diagonal" if structure.hermitian else "not Hermitian"
+    yield Candidate("lu", f"dense and {what}: LU", "LU")
+
+
+def _sparse(structure: Structure) -> Iterator[Candidate]:
+    facts = structure.facts
+    if facts.diagonal:
+        yield Candidate("diagonal", "nothing off the diagonal", "division by the diagonal")
+    elif facts.triangular:
+        yield Candidate("triangular", "triangular: substitution alone", "substitution")
+    if facts.lower_bandwidth + facts.upper_bandwidth < NARROW_BAND:
+        yield Candidate("banded", "a narrow band: banded LU", "banded LU")
+    if spreading(structure):
+        reason = "large, definite and diagonally dominant, on a pattern whose factors fill in: CG with multigrid"
+        yield Candidate("cg", reason, "CG", "amg")
+    yield Candidate("superlu", "sparse: LU in the pattern's cached ordering", "sparse LU")
+
+
+def _iterative(structure: Structure, why: str) -> Iterator[Candidate]:
+    if structure.definite_candidate:
+        yield Candidate("cg", f"Hermitian, positive diagonal, {why}: CG", "CG")
+        yield Candidate("fcg", f"Hermitian, positive diagonal, {why}: flexible CG", "flexible CG")
+    if structure.hermitian:
+        yield Candidate("minres", f"Hermitian, {why}: MINRES", "MINRES")
+    yield Candidate("gmres", f"{'Hermitian' if structure.hermitian else 'not Hermitian'}, {why}: GMRES", "GMRES")

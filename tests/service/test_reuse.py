@@ -1,0 +1,144 @@
+"""Factors of older values as preconditioners, through the whole data plane."""
+
+import numpy as np
+import pytest
+
+import backsolve
+from backsolve.errors import InvalidOptionError, MemoryBudgetError, SingularMatrixError
+from backsolve.types import Status
+from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
+from backsolve_service.embedded import EmbeddedTransport
+from loadtests.engine.problems import grid
+
+CUBE = grid((17, 17, 17))
+"""Its factor costs dozens of solves, so that keeping it pays."""
+
+
+def client_of(**config):
+    return backsolve.Client(transport=EmbeddedTransport(DataPlane(PlaneConfig(workers=1, **config))))
+
+
+@pytest.fixture
+def client():
+    client = client_of()
+    yield client
+    plane = client.transport.plane
+    client.close()
+    plane.close()
+
+
+def drifting(steps, drift=0.01):
+    rng = np.random.default_rng(305_728_114)
+    weights = np.exp(0.5 * rng.standard_normal(CUBE.edges))
+    for _ in range(steps):
+        yield CUBE.member(weights), rng.standard_normal(CUBE.n), rng.standard_normal(CUBE.n)
+        weights = weights * np.exp(drift * rng.standard_normal(CUBE.edges))
+
+
+def test_a_drifting_sequence_is_solved_on_few_factors(client):
+    kinds = []
+    for A, b, g in drifting(6):
+        solution = client.solve(A, b, reuse="precondition")
+        gradients = client.vjp(A, solution.x, g, reuse="precondition")
+        assert np.linalg.norm(A @ solution.x - b) <= 1e-10 * np.linalg.norm(b)
+        assert np.linalg.norm(A.T @ gradients.b - g) <= 1e-10 * np.linalg.norm(g)
+        kinds.append(solution.stats.preconditioner)
+        if solution.stats.preconditioner is not None:
+            assert solution.stats.method == "gmres"
+            assert 0 < solution.stats.iterations < 30
+            assert "older values" in solution.stats.reason
+    assert kinds[0] is None
+    assert "stale(superlu)" in kinds[1:]
+    assert client.stats()["factorizations"] == kinds.count(None)
+
+
+def test_values_too_far_away_get_a_factor_of_their_own(client):
+    (near, b, _), *_ = drifting(1)
+    client.solve(near, b, reuse="precondition")
+    far = CUBE.member(10.0 ** np.random.default_rng(17_885_209).uniform(-6, 6, CUBE.edges))
+    solution = client.solve(far, b, reuse="precondition")
+    assert solution.stats.method == "superlu"
+    assert "factorized anew" in solution.stats.reason
+    assert client.stats()["factorizations"] == 2
+    again = client.solve(far, b, reuse="precondition")
+    assert again.stats.factor_hit
+
+
+def test_a_singular_successor_is_told_as_ever(client):
+    (A, b, _), *_ = drifting(1)
+    client.solve(A, b, reuse="precondition")
+    singular = A.copy()
+    row = slice(singular.indptr[40], singular.indptr[41])
+    singular.data[row] = 0.0
+    with pytest.raises(SingularMatrixError):
+        client.solve(singular, b, reuse="precondition")
+
+
+def test_the_caller_may_name_the_method_and_the_tolerance(client):
+    for index, (A, b, _) in enumerate(drifting(2, drift=0.05)):
+        loose = client.solve(A, b, method="superlu", reuse="precondition", rtol=1e-3)
+        if index:
+            tight = client.solve(A, b, method="superlu", reuse="precondition", rtol=1e-11)
+            assert loose.stats.iterations < tight.stats.iterations
+            assert tight.stats.relative_residual <= 1e-11
+
+
+def test_an_evicted_factor_is_not_used(client):
+    (A, b, _), (B, c, _) = drifting(2)
+    client.solve(A, b, reuse="precondition")
+    client.transport.plane._cache.clear()
+    assert client.solve(B, c, reuse="precondition").stats.method == "superlu"
+
+
+def test_an_iterative_method_has_no_factor_to_reuse(client):
+    (A, b, _), *_ = drifting(1)
+    with pytest.raises(InvalidOptionError, match="does not use reuse"):
+        client.solve(A, b, method="cg", reuse="precondition")
+    with pytest.raises(InvalidOptionError, match="reuse"):
+        client.solve(A, b, reuse="always")
+
+
+@pytest.mark.parametrize("name", ["auto", "superlu"])
+def test_a_factor_that_does_not_fit_is_foreseen(name):
+    """The cube's factor holds 20 MB; what is allowed here is enough for the matrix."""
+    client = client_of(cache_bytes=6 << 20)
+    (A, b, _), *_ = drifting(1)
+    if name == "auto":
+        solution = client.solve(A, b)
+        assert solution.status is Status.OK
+        assert solution.stats.method == "cg"
+        assert "no room for a factor" in solution.stats.reason
+        assert np.linalg.norm(A @ solution.x - b) <= 1e-9 * np.linalg.norm(b)
+    else:
+        with pytest.raises(MemoryBudgetError, match=r"\d+.*\d+"):
+            client.solve(A, b, method=name)
+    assert client.stats()["factorizations"] == (1 if name == "auto" else 0)
+    plane = client.transport.plane
+    client.close()
+    plane.close()
+
+
+def test_a_training_step_in_torch_goes_on_with_the_older_factor(client):
+    torch = pytest.importorskip("torch")
+    from backsolve.torch import spsolve
+
+    pattern = None
+    seen = []
+    for A, b, _ in drifting(3):
+        pattern = pattern or backsolve.Pattern.from_csr(A)
+        values = torch.tensor(A.data, requires_grad=True)
+        rhs = torch.tensor(b, requires_grad=True)
+        x = spsolve(
+            values,
+            pattern,
+            rhs,
+            client=client,
+            reuse="precondition",
+            rtol=1e-12,
+            observe=lambda phase, certificate: seen.append((phase, certificate.method)),
+        )
+        (x**2).sum().backward()
+        exact = client.solve(A, 2 * x.detach().numpy(), method="superlu").x
+        np.testing.assert_allclose(rhs.grad.numpy(), exact, rtol=0, atol=1e-9 * np.abs(exact).max())
+    assert ("adjoint", "gmres") in seen
+    assert ("solve", "gmres") in seen
