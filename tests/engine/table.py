@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from backsolve.matrix import Matrix
-from backsolve.pattern import DensePattern, Pattern
+from backsolve.pattern import DensePattern, Pattern, StructuredPattern
 from backsolve_service.engine.base import Factor, FactorSpec
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import ROWS, solver
@@ -68,6 +68,8 @@ TABLE = (
     Row("block_diagonal", None, "csr", "general"),
     Row("block_diagonal", None, "csr", "blocks"),
     Row("block_diagonal", None, "csr", "diagonal"),
+    Row("woodbury", None, "structured", "general"),
+    Row("woodbury", None, "structured", "zero_diagonal"),
     Row("cg", "jacobi", "dense", "definite"),
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
@@ -159,9 +161,25 @@ def array(structure, dtype, n=40, seed=830_174_662):
     return np.ascontiguousarray(STRUCTURES[structure](a, full, 8 * np.eye(n)).astype(dtype))
 
 
-def matrix(layout, a):
+def structured(method, a):
+    """The matrix of the method's kind that has these entries, `[n, n]` or `[batch, n, n]`."""
+    n = a.shape[-1]
+    flat = (*a.shape[:-2], -1) if n else (*a.shape[:-2], 0)
+    if method == "woodbury":
+        # diag(d) + U Iᴴ with all of A off the diagonal in U: of full rank, so that any A can be given.
+        d = np.diagonal(a, axis1=-2, axis2=-1)
+        v = np.broadcast_to(np.eye(n), a.shape)
+        u = np.where(np.eye(n, dtype=bool), 0, a)
+        values = [d, u.reshape(flat), v.reshape(flat)]
+        return Matrix(StructuredPattern("low_rank", (n, n)), np.concatenate(values, axis=-1).astype(a.dtype))
+    raise ValueError(method)
+
+
+def matrix(layout, a, method=None):
     """The canonical matrix of a full array, `[n, n]` or `[batch, n, n]` on one pattern."""
     n = a.shape[-1]
+    if layout == "structured":
+        return structured(method, a)
     if layout == "dense":
         return Matrix(DensePattern((n, n)), a)
     stored = np.any(a != 0, axis=0) if a.ndim == 3 else a != 0
@@ -172,7 +190,7 @@ def matrix(layout, a):
 
 def factor(row, a) -> Factor:
     """Analyse and factorize a full array with the method of `row`."""
-    return factor_of(row.method, matrix(row.layout, a), row.preconditioner, on_device=row.on_device)
+    return factor_of(row.method, matrix(row.layout, a, row.method), row.preconditioner, on_device=row.on_device)
 
 
 def solver_of(row):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import BacksolveError as BacksolveError
     from .factorized import Factorized as Factorized
     from .pattern import Pattern as Pattern
+    from .structured import LowRankPlusDiagonal as LowRankPlusDiagonal
     from .types import Certificate as Certificate
     from .types import Gradients as Gradients
     from .types import Solution as Solution
@@ -28,6 +29,7 @@ _HOME = {
     "Client": "client",
     "Factorized": "factorized",
     "Gradients": "types",
+    "LowRankPlusDiagonal": "structured",
     "Pattern": "pattern",
     "Solution": "types",
     "Status": "types",
@@ -39,6 +41,7 @@ __all__ = [
     "Client",
     "Factorized",
     "Gradients",
+    "LowRankPlusDiagonal",
     "Pattern",
     "Solution",
     "Status",

@@ -5,6 +5,7 @@ becomes sorted CSR (or C-ordered dense) here, and a gradient on the canonical en
 the caller's own layout and order. The server refuses anything that is not canonical.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
@@ -102,6 +103,23 @@ def _expand(indptr: IndexArray, indices: IndexArray, n: int) -> IndexArray:
     return np.repeat(np.arange(n), steps)
 
 
+class Parametrised(ABC):
+    """A matrix that is given by parameters, as callers hold it (`backsolve.structured`)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> "np.dtype[Any]":
+        """Common element type of the parameters."""
+
+    @abstractmethod
+    def matrix(self, dtype: "np.dtype[Any] | None" = None) -> Matrix:
+        """The canonical matrix, its parameters in one vector; `dtype` is by default its own."""
+
+    @abstractmethod
+    def like(self, gradient: Array) -> Any:
+        """An object of the same class that holds the gradient of each parameter."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Canonical:
@@ -119,6 +137,8 @@ class Canonical:
 
     def like_caller(self, gradient: Array) -> Any:
         """A gradient on the canonical entries, in the caller's layout and order."""
+        if isinstance(self.template, Parametrised):
+            return self.template.like(gradient)
         if self.entries is None:
             return gradient
         a = self.template
@@ -223,10 +243,10 @@ def native(array: Array, what: str) -> Array:
 
 
 def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo | None = None) -> Canonical:
-    """Bring a NumPy array or a SciPy sparse matrix into canonical form.
+    """Bring a NumPy array, a SciPy sparse matrix or a structured one into canonical form.
 
     Args:
-        A: `[n, n]` or `[batch, n, n]` dense, or any SciPy sparse format.
+        A: `[n, n]` or `[batch, n, n]` dense, any SciPy sparse format, or a `Parametrised` matrix.
         dtype: convert the values to this type (the common one of A and b).
         memo: where to look for a pattern met before.
 
@@ -235,6 +255,8 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
         InvalidDtypeError: an element type that cannot be solved in.
         InvalidPatternError: broken index arrays.
     """
+    if isinstance(A, Parametrised):
+        return Canonical(A.matrix(dtype), None, A)
     if not is_sparse(A):
         values = as_array(A, "A")
         if values.ndim not in (2, 3):

@@ -11,7 +11,7 @@ from ._entry import connect
 from ._fork import renew_after_fork
 from ._session import UNSET, Session, Timeout, Unset
 from ._transports.base import Transport
-from .canonical import Canonical, PatternMemo, as_array, canonicalise, is_sparse, native
+from .canonical import Canonical, Parametrised, PatternMemo, as_array, canonicalise, is_sparse, native
 from .config import default_timeout, resolve
 from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .factorized import Factorized
@@ -77,8 +77,9 @@ class Client:
         """Solve `op(A) x = b`.
 
         Args:
-            A: `[n, n]` or `[batch, n, n]` array, or a SciPy sparse matrix. Integers count as
-                float64; A and b are brought to their common type.
+            A: `[n, n]` or `[batch, n, n]` array, a SciPy sparse matrix, or a structured one such as
+                `LowRankPlusDiagonal`. Integers count as float64; A and b are brought to their
+                common type.
             b: vectors if `b.ndim == A.ndim - 1`, columns `[..., n, k]` if one more.
             x0: first iterate of an iterative method, shaped like b.
             on_failure: for an answer that misses its tolerance, or has none: "raise", "warn"
@@ -168,7 +169,8 @@ class Client:
             options: those of the forward solve; `trans` names the forward's operator.
 
         Returns:
-            `b` shaped like the cotangent, `values` in A's own layout and order.
+            `b` shaped like the cotangent, `values` in A's own layout and order; of a structured A an
+            object of its class that holds the gradients of its parameters.
 
         Source: Giles, "An extended collection of matrix derivative results", 2008, sec. 2.3.1.
         """
@@ -192,7 +194,14 @@ class Client:
         if needs_x and not served:
             assert forward is not None
             assert reply.b is not None
-            values = values_gradient(matrix.pattern, reply.b, forward, asked.trans, batched=matrix.batch is not None)
+            values = values_gradient(
+                matrix.pattern,
+                reply.b,
+                forward,
+                asked.trans,
+                batched=matrix.batch is not None,
+                values=matrix.values,
+            )
         found = Quality(None, None)
         if rhs is not None:
             assert forward is not None
@@ -266,7 +275,7 @@ class Client:
                     f"A_tangent has shape {tangents.matrix.values.shape}, A's values {matrix.values.shape}"
                 )
             values = tangents.matrix.values.astype(matrix.dtype, copy=False)
-        rhs = tangent_rhs(matrix.pattern, values, forward, moved, asked.trans)
+        rhs = tangent_rhs(matrix.pattern, values, forward, moved, asked.trans, values=matrix.values)
         return self.jvp_matrix(matrix, rhs, asked, timeout=timeout, on_failure=on_failure)
 
     def jvp_matrix(
@@ -315,7 +324,7 @@ class Client:
     ) -> tuple[Canonical, tuple[Array | None, ...]]:
         """A and the given arrays in their common element type, A in canonical form."""
         given = {name: None if value is None else as_array(value, name) for name, value in arrays.items()}
-        a = A if is_sparse(A) else as_array(A, "A")
+        a = A if is_sparse(A) or isinstance(A, Parametrised) else as_array(A, "A")
         # Integers count as float64 here already, or float32 with int64 would not.
         own = np.dtype(np.float64) if a.dtype.kind in "biu" else native(np.empty(0, a.dtype), "A").dtype
         types = [own, *(v.dtype for v in given.values() if v is not None), *([dtype] if dtype else [])]

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 from blake3 import blake3
 
-from .pattern import AnyPattern, Pattern
+from .pattern import AnyPattern, Pattern, StructuredPattern
 from .types import DIGEST_VERSION, Array, MatrixRef
 
 _THREADED_BYTES = 8 << 20
@@ -18,11 +18,14 @@ _THREADED_BYTES = 8 << 20
 
 
 def pattern_digest(pattern: AnyPattern) -> bytes:
-    """Digest of shape, `indptr` and `indices`; kept on the pattern, which never changes."""
+    """Digest of shape, `indptr` and `indices`, or of kind and dims; kept on the pattern, which never changes."""
     if pattern._digest is None:
         if isinstance(pattern, Pattern):
             header = _header(b"pattern", b"csr", pattern.indices.dtype.str, pattern.shape, pattern.nnz)
             pattern._digest = _digest(header, pattern.indptr, pattern.indices)
+        elif isinstance(pattern, StructuredPattern):
+            name = np.frombuffer(pattern.kind.name.encode(), dtype=np.uint8)
+            pattern._digest = _digest(_header(b"pattern", b"struct", "", pattern.dims, name.size), name)
         else:
             pattern._digest = _digest(_header(b"pattern", b"dense", "", pattern.shape, 0))
     return pattern._digest

@@ -13,7 +13,8 @@ two operators follow by putting dAᵀ or dAᴴ for dA:
     T       conj(A) λ = g         -conj(x[r]) λ[c]
     H       A λ = g               -x[r] conj(λ[c])
 
-A right-hand side of several columns sums over them. No n x n array is formed for a sparse A.
+A right-hand side of several columns sums over them. No n x n array is formed for a sparse A, and
+for a structured one the gradient goes on to the parameters: each kind knows how (`backsolve.kinds`).
 
 Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode
 algorithmic differentiation", 2008, section 2.2.3.
@@ -22,7 +23,8 @@ algorithmic differentiation", 2008, section 2.2.3.
 import numpy as np
 
 from .errors import InvalidOptionError, InvalidShapeError
-from .pattern import AnyPattern, Pattern
+from .kinds.base import NUMPY, join, pull, push
+from .pattern import AnyPattern, Pattern, StructuredPattern
 from .types import Array, Trans
 
 _CHUNK = 1 << 18
@@ -45,7 +47,15 @@ def adjoint(trans: Trans) -> tuple[Trans, bool]:
     raise InvalidOptionError("trans is not known: there are N, T, H", option="trans")
 
 
-def values_gradient(pattern: AnyPattern, lam: Array, x: Array, trans: Trans, *, batched: bool | None = None) -> Array:
+def values_gradient(
+    pattern: AnyPattern,
+    lam: Array,
+    x: Array,
+    trans: Trans,
+    *,
+    batched: bool | None = None,
+    values: Array | None = None,
+) -> Array:
     """Gradient of A's values; costs nnz multiply-adds a column.
 
     Args:
@@ -55,6 +65,8 @@ def values_gradient(pattern: AnyPattern, lam: Array, x: Array, trans: Trans, *, 
         trans: of the forward solve.
         batched: whether the first axis is a batch. None reads it off the shape, which is
             impossible for `[n, n]` alone: say it there.
+        values: of A; needed on a structured pattern alone, whose entries are no linear function
+            of all parameters together.
 
     Returns:
         `[nnz]` (`[n, n]` on a dense pattern), with the batch axis if there is one.
@@ -72,6 +84,10 @@ def values_gradient(pattern: AnyPattern, lam: Array, x: Array, trans: Trans, *, 
         raise InvalidShapeError(f"lam has shape {lam.shape}, the matrix {pattern.n} rows: it fits no right-hand side")
     if systems.ndim == 2:
         systems, others = systems[:, :, None], others[:, :, None]
+    if isinstance(pattern, StructuredPattern):
+        parts = pattern.split(_needed(values).reshape(systems.shape[0], pattern.nnz))
+        found = join(NUMPY, pattern.parts, pull(pattern.kind, NUMPY, parts, systems, others, trans))
+        return np.asarray(found if batch else found[0])
     # -left[r] conj(right[c]); "T" is the conjugate of "H".
     left, right = (systems, others) if trans == "N" else (others, systems)
     out = _sparse(pattern, left, right) if isinstance(pattern, Pattern) else _dense(left, right)
@@ -81,7 +97,13 @@ def values_gradient(pattern: AnyPattern, lam: Array, x: Array, trans: Trans, *, 
 
 
 def tangent_rhs(
-    pattern: AnyPattern, values_tangent: Array | None, x: Array | None, b_tangent: Array | None, trans: Trans
+    pattern: AnyPattern,
+    values_tangent: Array | None,
+    x: Array | None,
+    b_tangent: Array | None,
+    trans: Trans,
+    *,
+    values: Array | None = None,
 ) -> Array:
     """`db - op(dA) x`: what op(A) dx equals.
 
@@ -91,6 +113,7 @@ def tangent_rhs(
         x: the forward answer; needed with `values_tangent`.
         b_tangent: db, shaped like b; None for zero.
         trans: of the forward solve.
+        values: of A; needed on a structured pattern alone.
 
     Raises:
         InvalidShapeError: both tangents are None, x is missing, or shapes do not fit.
@@ -113,16 +136,25 @@ def tangent_rhs(
         raise InvalidShapeError(f"the tangent of b has shape {b_tangent.shape} and x {x.shape}: they must be alike")
     count = values_tangent.shape[0] if batch else 1
     columns = x.reshape(count, pattern.n, 1 if x.ndim == len(lead) else x.shape[-1])
-    values = values_tangent.reshape(count, *entries)
+    direction = values_tangent.reshape(count, *entries)
     if isinstance(pattern, Pattern):
-        moved = np.empty(columns.shape, dtype=np.result_type(values, columns))
+        moved = np.empty(columns.shape, dtype=np.result_type(direction, columns))
         for s in range(count):
-            moved[s] = _product(pattern, values[s], columns[s], trans)
+            moved[s] = _product(pattern, direction[s], columns[s], trans)
+    elif isinstance(pattern, StructuredPattern):
+        parts = pattern.split(_needed(values).reshape(count, *entries))
+        moved = push(pattern.kind, NUMPY, parts, pattern.split(direction), columns, trans)
     else:
-        op = values if trans == "N" else values.swapaxes(-1, -2)
+        op = direction if trans == "N" else direction.swapaxes(-1, -2)
         moved = (_conj(op) if trans == "H" else op) @ columns
     moved = moved.reshape(x.shape)
     return -moved if b_tangent is None else b_tangent - moved
+
+
+def _needed(values: Array | None) -> Array:
+    if values is None:
+        raise InvalidShapeError("derivatives of a structured matrix need its values: pass values=")
+    return values
 
 
 def _has_batch(n: int, shape: tuple[int, ...]) -> bool:

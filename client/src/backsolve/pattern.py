@@ -1,11 +1,15 @@
-"""Where the stored entries of a matrix are: canonical CSR patterns, and the trivial dense one."""
+"""Where the stored entries of a matrix are: canonical CSR patterns, the trivial dense one, and structured ones."""
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidPatternError, InvalidShapeError
+from .kinds import kind as kind_of
+from .kinds.base import Kind, Numbers, split
 
 INT32_MAX = 2**31 - 1
 
@@ -171,7 +175,75 @@ class DensePattern:
         return (DensePattern, (self.shape,))
 
 
-AnyPattern = Pattern | DensePattern
+@final
+class StructuredPattern:
+    """The parameters of a matrix that is given by them: their names and shapes.
+
+    Args:
+        kind: one of `backsolve.kinds.names()`.
+        dims: sizes, as the kind has them.
+
+    Raises:
+        InvalidPatternError: no such kind, or sizes that it does not have.
+    """
+
+    __slots__ = ("__weakref__", "_digest", "dims", "kind", "shape")
+
+    layout = "structured"
+
+    def __init__(self, kind: str, dims: Sequence[int]) -> None:
+        self.kind: Kind = kind_of(kind)
+        self.dims = tuple(int(size) for size in dims)
+        if any(size < 0 for size in self.dims):
+            raise InvalidPatternError("dims must not be negative")
+        self.kind.check(self.dims)
+        n = self.kind.rows(self.dims)
+        if n > INT32_MAX:
+            raise InvalidPatternError(f"a structured matrix has at most {INT32_MAX} rows")
+        self.shape = (n, n)
+        self._digest: bytes | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def nnz(self) -> int:
+        """Number of parameters."""
+        return sum(prod(shape) for _, shape in self.parts)
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Shape of the values of one matrix: all parameters in one vector."""
+        return (self.nnz,)
+
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of each parameter, in the order in which they lie in the values."""
+        return self.kind.parts(self.dims)
+
+    def split(self, values: Numbers) -> dict[str, Numbers]:
+        """The parameters in `values`, `[..., count]`, by name; views."""
+        return split(self.parts, values)
+
+    @property
+    def nbytes(self) -> int:
+        """A structured pattern stores nothing."""
+        return 0
+
+    def same_as(self, other: object) -> bool:
+        """Whether both have the same parameters."""
+        return isinstance(other, StructuredPattern) and (self.kind.name, self.dims) == (other.kind.name, other.dims)
+
+    def __repr__(self) -> str:
+        return f"StructuredPattern({self.kind.name!r}, {self.dims})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (StructuredPattern, (self.kind.name, self.dims))
+
+
+AnyPattern = Pattern | DensePattern | StructuredPattern
 
 
 def square(shape: tuple[int, int]) -> tuple[int, int]:

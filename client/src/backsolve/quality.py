@@ -17,7 +17,9 @@ from typing import final
 import numpy as np
 
 from .gradient import adjoint, tangent_rhs
+from .kinds.base import NUMPY, apply
 from .matrix import Matrix
+from .pattern import StructuredPattern
 from .types import Array, Trans
 
 
@@ -48,13 +50,12 @@ def quality(
         cotangent, lam: g, and the answer of the adjoint solve; all four shaped alike.
         inverse_norm: ||A⁻¹||₂ or a bound on it, if known.
     """
-    # b - op(A)x is what `tangent_rhs` forms for dA = A.
-    residual = tangent_rhs(matrix.pattern, matrix.values, x, b, trans)
+    residual = _residual(matrix, x, b, trans)
     op, conjugate = adjoint(trans)
     if conjugate:
-        other = np.conj(tangent_rhs(matrix.pattern, matrix.values, np.conj(lam), np.conj(cotangent), op))
+        other = np.conj(_residual(matrix, np.conj(lam), np.conj(cotangent), op))
     else:
-        other = tangent_rhs(matrix.pattern, matrix.values, lam, cotangent, op)
+        other = _residual(matrix, lam, cotangent, op)
     value = float(np.vdot(cotangent, x).real + np.vdot(lam, residual).real)
     if inverse_norm is None:
         return Quality(value, None)
@@ -62,6 +63,17 @@ def quality(
     size_x, size_lam = _norms(x, matrix), _norms(lam, matrix)
     bounds = inverse_norm * (left * size_x + right * size_lam) + inverse_norm**2 * left * right
     return Quality(value, float(bounds.sum()))
+
+
+def _residual(matrix: Matrix, x: Array, b: Array, trans: Trans) -> Array:
+    """`b - op(A) x`."""
+    pattern = matrix.pattern
+    if isinstance(pattern, StructuredPattern):
+        columns = x[..., None] if matrix.is_vector(x) else x
+        moved = apply(pattern.kind, NUMPY, pattern.split(matrix.values), columns, trans)
+        return np.asarray(b - moved.reshape(x.shape))
+    # What `tangent_rhs` forms for dA = A.
+    return tangent_rhs(pattern, matrix.values, x, b, trans)
 
 
 def _norms(a: Array, matrix: Matrix) -> Array:

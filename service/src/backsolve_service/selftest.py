@@ -12,8 +12,9 @@ import numpy as np
 
 from backsolve._transports.base import PutCall, SolveCall, SolveReply
 from backsolve.errors import BacksolveError
+from backsolve.kinds.base import NUMPY, apply
 from backsolve.matrix import Matrix
-from backsolve.pattern import DensePattern, Pattern
+from backsolve.pattern import DensePattern, Pattern, StructuredPattern
 from backsolve.types import TRANS, Array, MatrixRef, Options, Trans
 
 from .context import CallContext
@@ -21,6 +22,7 @@ from .engine.device import CPU
 from .engine.registry import ROWS, Row, methods
 
 N = 7
+DIMS = {"low_rank": (N, 2)}  # of each kind of structured matrix
 TOLERANCE = 1e-6  # an iterative method stops at its own tolerance; a wrong operator is off by order 1
 TIMEOUT_SECONDS = 120.0
 
@@ -51,13 +53,16 @@ def run(plane: Plane, device: str = CPU) -> tuple[str, ...]:
     """
     tested = methods(device)
     for method in tested:
-        for matrix in _matrices(ROWS[method]):
-            _check(plane, method, matrix)
+        for matrix, a in _matrices(ROWS[method]):
+            _check(plane, method, matrix, a)
     return tested
 
 
-def _matrices(row: Row) -> Iterator[Matrix]:
-    """Complex matrices that the method takes, one a layout; its transpose is another wherever one can be."""
+def _matrices(row: Row) -> Iterator[tuple[Matrix, Array]]:
+    """Complex matrices that the method takes, one a layout, with all entries; A is not Aᵀ where it can be."""
+    if "structured" in row.layouts:
+        yield _structured(row.needs)
+        return
     rng = np.random.default_rng(480_926_117)
     general = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N)) + 4.0 * np.eye(N)
     mirrored = general + general.conj().T
@@ -70,19 +75,23 @@ def _matrices(row: Row) -> Iterator[Matrix]:
         "definite": general @ general.conj().T + N * np.eye(N),
     }[row.needs]
     if "dense" in row.layouts:
-        yield Matrix(DensePattern((N, N)), a)
+        yield Matrix(DensePattern((N, N)), a), a
     if "csr" in row.layouts:
         rows, columns = np.nonzero(a)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=N))])
-        yield Matrix(Pattern(indptr, columns, (N, N)), a[rows, columns])
+        yield Matrix(Pattern(indptr, columns, (N, N)), a[rows, columns]), a
 
 
-def _check(plane: Plane, method: str, matrix: Matrix) -> None:
-    """Solve in all three directions."""
-    a = matrix.values
-    if isinstance(matrix.pattern, Pattern):
-        a = np.zeros((N, N), dtype=matrix.dtype)
-        a[matrix.pattern.rows, matrix.pattern.indices] = matrix.values
+def _structured(kind: str) -> tuple[Matrix, Array]:
+    """A complex matrix of a kind, and all its entries."""
+    rng = np.random.default_rng(480_926_118)
+    pattern = StructuredPattern(kind, DIMS[kind])
+    values = rng.standard_normal(pattern.entries) + 1j * rng.standard_normal(pattern.entries)
+    return Matrix(pattern, values), apply(pattern.kind, NUMPY, pattern.split(values), np.eye(N), "N")
+
+
+def _check(plane: Plane, method: str, matrix: Matrix, a: Array) -> None:
+    """Solve in all three directions; `a` holds the entries of `matrix`."""
     b = np.linspace(1.0, 2.0, N) - 1j * np.linspace(0.5, -1.0, N)
     operators: dict[Trans, Array] = {"N": a, "T": a.T, "H": a.conj().T}
     for trans in TRANS:

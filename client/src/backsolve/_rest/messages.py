@@ -4,7 +4,7 @@ call    tensors                          document
 solve   b, x0                            matrix, options
 vjp     cotangent, x                     matrix, options, want
 jvp     x, b_tangent, values_tangent     matrix, options
-put     values, indptr, indices          layout, shape, values_only
+put     values, indptr, indices          layout, shape, kind, dims, values_only
 
 reply   tensors                          document
 solve   x, elements.*                    certificate
@@ -16,7 +16,7 @@ from typing import Any
 
 from .._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from ..errors import InvalidOptionError, InvalidShapeError, MalformedError
-from ..pattern import AnyPattern, DensePattern, Pattern
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from ..types import Array, MatrixRef, Options, Want
 from .body import Body, Message, encode
 from .documents import (
@@ -76,6 +76,8 @@ def put_body(call: PutCall) -> Body:
         return encode({"values": call.matrix.values}, {"values_only": True})
     pattern = call.matrix.pattern
     tensors = {"values": call.matrix.values}
+    if isinstance(pattern, StructuredPattern):
+        return encode(tensors, {"layout": "structured", "kind": pattern.kind.name, "dims": list(pattern.dims)})
     if isinstance(pattern, Pattern):
         tensors |= {"indptr": pattern.indptr, "indices": pattern.indices}
     return encode(tensors, {"layout": pattern.layout, "shape": list(pattern.shape)})
@@ -89,19 +91,24 @@ def read_put(message: Message) -> tuple[AnyPattern | None, Array]:
         InvalidPatternError: the pattern is not canonical CSR.
     """
     document, tensors = message.document, message.tensors
-    check_keys(document, ("layout", "shape", "values_only"), "the body's document")
+    check_keys(document, ("layout", "shape", "kind", "dims", "values_only"), "the body's document")
     check_keys(tensors, ("values", "indptr", "indices"), "the body")
     values = _needed(tensors, "values")
     if document.get("values_only"):
         check_keys(tensors, ("values",), "a body of values only")
         return None, values
-    shape = read_shape(document.get("shape"))
     layout = document.get("layout")
+    if layout == "structured":
+        check_keys(tensors, ("values",), "a structured matrix")
+        check_keys(document, ("layout", "kind", "dims"), "the document of a structured matrix")
+        return read_structured(document), values
+    check_keys(document, ("layout", "shape", "values_only"), "the document of a dense or CSR matrix")
+    shape = read_shape(document.get("shape"))
     if layout == "dense":
         check_keys(tensors, ("values",), "a dense matrix")
         return DensePattern(shape), values
     if layout != "csr":
-        raise MalformedError('the document needs "layout": "csr" or "dense"')
+        raise MalformedError('the document needs "layout": "csr", "dense" or "structured"')
     return Pattern.received(_needed(tensors, "indptr"), _needed(tensors, "indices"), shape), values
 
 
@@ -154,6 +161,19 @@ def read_shape(value: Any) -> tuple[int, int]:
     if max(value) >= 1 << 31:
         raise InvalidShapeError("a matrix of more than 2**31 - 1 rows is not accepted")
     return (value[0], value[1])
+
+
+def read_structured(document: Mapping[str, Any]) -> StructuredPattern:
+    """A structured pattern out of JSON.
+
+    Raises:
+        MalformedError: no name, or no list of sizes.
+        InvalidPatternError: no such kind, or sizes that it does not have.
+    """
+    kind, dims = document.get("kind"), document.get("dims")
+    if not isinstance(kind, str) or not isinstance(dims, list) or not all(type(size) is int for size in dims):
+        raise MalformedError('a structured matrix needs "kind", a name, and "dims", a list of integers')
+    return StructuredPattern(kind, dims)
 
 
 def _document(ref: MatrixRef, options: Options) -> dict[str, Any]:

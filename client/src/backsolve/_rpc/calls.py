@@ -12,7 +12,7 @@ from .._transports.base import JvpCall, PutCall, SolveCall, VjpCall
 from ..errors import InvalidOptionError, MalformedError
 from ..matrix import Matrix
 from ..options import KINDS
-from ..pattern import AnyPattern, DensePattern, Pattern
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
 from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
@@ -151,6 +151,10 @@ def encode_put(call: PutCall) -> tuple[solver.PutRequest, Arrays]:
         if isinstance(pattern, Pattern):
             message.layout = solver.LAYOUT_CSR
             arrays = {"indptr": pattern.indptr, "indices": pattern.indices}
+        elif isinstance(pattern, StructuredPattern):
+            message.layout = solver.LAYOUT_STRUCTURED
+            message.kind = pattern.kind.name
+            message.dims.extend(pattern.dims)
     arrays["values"] = matrix.values
     for name, tensor in described(arrays).items():
         getattr(message, name).CopyFrom(tensor)
@@ -173,11 +177,17 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
     values = required(arrays, "values")
     indexed = {"indptr", "indices"} & set(arrays)
     if message.values_only:
-        if held is None or indexed or message.layout or message.n:
+        if held is None or indexed or message.layout or message.n or message.kind or message.dims:
             raise MalformedError(
                 "an upload of values alone takes its pattern by digest: leave out the pattern's fields"
             )
         pattern = held
+    elif message.layout == solver.LAYOUT_STRUCTURED:
+        pattern = StructuredPattern(message.kind, message.dims)
+        if indexed or message.n != pattern.n:
+            raise MalformedError("a structured matrix has no indptr and no indices, and as many rows as dims say")
+    elif message.kind or message.dims:
+        raise MalformedError("kind and dims are of structured matrices alone")
     elif message.layout == solver.LAYOUT_DENSE:
         if indexed:
             raise MalformedError("a dense matrix has no indptr and no indices")
@@ -185,7 +195,7 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
     elif message.layout == solver.LAYOUT_CSR:
         pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), (message.n, message.n))
     else:
-        raise MalformedError("layout must be CSR or DENSE")
+        raise MalformedError("layout must be CSR, DENSE or STRUCTURED")
     return PutCall(decode_ref(message.matrix), Matrix(pattern, values), message.values_only)
 
 

@@ -10,5 +10,6 @@ matrices and `spsolve`, `torch.compile(fullgraph=True)`.
 
 from .functional import solve, spsolve
 from .module import LinearSolve
+from .structured import LowRankPlusDiagonal
 
-__all__ = ["LinearSolve", "solve", "spsolve"]
+__all__ = ["LinearSolve", "LowRankPlusDiagonal", "solve", "spsolve"]

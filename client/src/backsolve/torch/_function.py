@@ -56,7 +56,7 @@ class Solve(torch.autograd.Function):
         lam = apply(values, grad, None, request.pulled_back())
         grad_values = None
         if ctx.needs_input_grad[0]:
-            grad_values = values_gradient(request.system.pattern, request.operator, lam, x, ctx.vectors)
+            grad_values = values_gradient(request.system.pattern, request.operator, lam, x, ctx.vectors, values)
             if grad_values.requires_grad:
                 guard(values)
         return grad_values, lam if ctx.needs_input_grad[1] else None, None, None
@@ -72,7 +72,7 @@ class Solve(torch.autograd.Function):
             values, x = (_primal(t) for t in ctx.saved_tensors)
             moved = None if dvalues is None else _primal(dvalues)
             db = None if drhs is None else _primal(drhs)
-            rhs = tangent_rhs(request.system.pattern, request.operator, moved, x, db, ctx.vectors)
+            rhs = tangent_rhs(request.system.pattern, request.operator, moved, x, db, ctx.vectors, values)
             return apply(values, rhs, None, request.pushed_forward())
 
     @staticmethod

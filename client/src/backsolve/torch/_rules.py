@@ -10,23 +10,33 @@ conjugate. With G = ∂L/∂A on the entry (r, c) and `op(A)ᴴ λ = ∂L/∂x`:
     H    -x[r] conj(λ[c])    row c gets  conj(dA) x[r]
     C    -conj(λ[r]) x[c]    row r gets  conj(dA) x[c]
 
-summed over the columns of a block of right-hand sides. Nothing dense is formed for a sparse A.
+summed over the columns of a block of right-hand sides. Nothing dense is formed for a sparse A; for a
+structured one G goes on to its parameters, as its kind has it.
 
 Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode
 AD", 2008, section 2.3.1; the complex and transposed forms follow from ⟨λ, op(dA) x⟩.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..pattern import AnyPattern, Pattern
+from ..kinds.base import Ops, join, pull, push
+from ..pattern import AnyPattern, Pattern, StructuredPattern
 from ._request import Operator
 
 _BLOCK: Final = 1 << 20
 """Products formed at a time: bounds the scratch memory of a wide block of right-hand sides."""
+
+
+def _concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(list(tensors), dim)
+
+
+OPS: Final = Ops(torch.fft, _concatenate, torch.is_complex)
 
 _coordinates: "WeakKeyDictionary[Pattern, dict[torch.device, tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
 
@@ -41,7 +51,9 @@ def coordinates(pattern: Pattern, device: torch.device) -> tuple[Tensor, Tensor]
     return known[device]
 
 
-def values_gradient(pattern: AnyPattern, operator: Operator, lam: Tensor, x: Tensor, vectors: bool) -> Tensor:
+def values_gradient(
+    pattern: AnyPattern, operator: Operator, lam: Tensor, x: Tensor, vectors: bool, values: Tensor | None = None
+) -> Tensor:
     """Gradient on A's stored entries.
 
     Args:
@@ -50,12 +62,19 @@ def values_gradient(pattern: AnyPattern, operator: Operator, lam: Tensor, x: Ten
         lam: the adjoint solution, shaped like x.
         x: the solution, `[..., n]` or `[..., n, k]`.
         vectors: which of the two.
+        values: of A; needed on a structured pattern alone.
 
     Returns:
         `[..., nnz]`, or `[..., n, n]` for a dense A.
     """
     if vectors:
         lam, x = lam.unsqueeze(-1), x.unsqueeze(-1)
+    if isinstance(pattern, StructuredPattern):
+        with torch.autocast(lam.device.type, enabled=False):
+            parts = pull(pattern.kind, OPS, pattern.split(values), lam, x, operator)
+            gradient: Tensor = join(OPS, pattern.parts, parts)
+        resolved: Tensor = gradient.resolve_conj()
+        return resolved
     left, right = (lam, x) if operator in ("N", "C") else (x, lam)
     # Reduced precision must not enter through an enclosing autocast region.
     with torch.autocast(lam.device.type, enabled=False):
@@ -64,23 +83,33 @@ def values_gradient(pattern: AnyPattern, operator: Operator, lam: Tensor, x: Ten
 
 
 def tangent_rhs(
-    pattern: AnyPattern, operator: Operator, dvalues: Tensor | None, x: Tensor, db: Tensor | None, vectors: bool
+    pattern: AnyPattern,
+    operator: Operator,
+    dvalues: Tensor | None,
+    x: Tensor,
+    db: Tensor | None,
+    vectors: bool,
+    values: Tensor | None = None,
 ) -> Tensor:
     """`db - op(dA) x`, the right-hand side of the tangent solve; None stands for zero.
 
     Args:
         dvalues: tangent of A's stored entries.
         db: tangent of b, shaped like x.
-        pattern, operator, x, vectors: as for `values_gradient`.
+        pattern, operator, x, vectors, values: as for `values_gradient`.
     """
     if dvalues is None:
         return torch.zeros_like(x) if db is None else db
     moved = dvalues.conj() if operator in ("H", "C") else dvalues
     columns = x.unsqueeze(-1) if vectors else x
     with torch.autocast(x.device.type, enabled=False):
-        push = _product(pattern, moved, columns, transposed=operator in ("T", "H"))
-    push = push.squeeze(-1) if vectors else push
-    return -push if db is None else db - push
+        if isinstance(pattern, StructuredPattern):
+            parts, direction = pattern.split(values), pattern.split(dvalues)
+            change: Tensor = push(pattern.kind, OPS, parts, direction, columns, operator).resolve_conj()
+        else:
+            change = _product(pattern, moved, columns, transposed=operator in ("T", "H"))
+    change = change.squeeze(-1) if vectors else change
+    return -change if db is None else db - change
 
 
 def _outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from . import _compiled, _inputs, _sparse
 from ._function import apply
 from ._options import SolveOptions
 from ._request import Observer, Request, System
+from .structured import Structured
 
 
 @overload
 def solve(
-    A: Tensor,
+    A: Tensor | Structured,
     b: Tensor,
     *,
     x0: Tensor | None = ...,
@@ -30,7 +31,7 @@ def solve(
 ) -> Tensor: ...
 @overload
 def solve(
-    A: Tensor,
+    A: Tensor | Structured,
     b: Tensor,
     *,
     x0: Tensor | None = ...,
@@ -38,7 +39,7 @@ def solve(
     **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
 def solve(
-    A: Tensor,
+    A: Tensor | Structured,
     b: Tensor,
     *,
     x0: Tensor | None = None,
@@ -59,7 +60,9 @@ def solve(
     array in its gradient: for large matrices that are computed, prefer `spsolve`, or COO.
 
     Args:
-        A: `[*batch, n, n]` dense, or `[n, n]` sparse COO, CSR or CSC.
+        A: `[*batch, n, n]` dense, `[n, n]` sparse COO, CSR or CSC, or a structured matrix of this
+            package such as `LowRankPlusDiagonal`, whose parameters receive the gradient. A structured
+            one not inside `torch.compile`.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's type and device.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
@@ -85,9 +88,16 @@ def solve(
     Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
     """
     asked = _options(**options)
-    A, b = _inputs.tensor(A, "A"), _inputs.tensor(b, "b")
-    _inputs.pair(A, b, "A")
+    b = _inputs.tensor(b, "b")
     pattern: AnyPattern
+    if isinstance(A, Structured):
+        if torch.compiler.is_compiling():
+            raise NotSupportedError("torch.compile cannot hold a structured matrix: solve with it outside the graph")
+        values, pattern = _inputs.tensor(A.values(), "A"), A.pattern
+        _inputs.pair(values, b, "A")
+        return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
+    A = _inputs.tensor(A, "A")
+    _inputs.pair(A, b, "A")
     if A.layout is torch.strided:
         if A.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(A.shape)}")

@@ -27,6 +27,7 @@ class Layout(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LAYOUT_UNSPECIFIED: _ClassVar[Layout]
     LAYOUT_CSR: _ClassVar[Layout]
     LAYOUT_DENSE: _ClassVar[Layout]
+    LAYOUT_STRUCTURED: _ClassVar[Layout]
 HOLDING_UNSPECIFIED: Holding
 HOLDING_ABSENT: Holding
 HOLDING_PATTERN: Holding
@@ -38,6 +39,7 @@ WANT_VALUES: Want
 LAYOUT_UNSPECIFIED: Layout
 LAYOUT_CSR: Layout
 LAYOUT_DENSE: Layout
+LAYOUT_STRUCTURED: Layout
 
 class SolveRequest(_message.Message):
     __slots__ = ("matrix", "options", "rhs", "x0")
@@ -106,7 +108,7 @@ class JvpResponse(_message.Message):
     def __init__(self, x: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., certificate: _Optional[_Union[_types_pb2.Certificate, _Mapping]] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values")
+    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "kind", "dims")
     MATRIX_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +116,8 @@ class PutRequest(_message.Message):
     INDPTR_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
     matrix: _types_pb2.MatrixRef
     layout: Layout
     n: int
@@ -121,7 +125,9 @@ class PutRequest(_message.Message):
     indptr: _types_pb2.Tensor
     indices: _types_pb2.Tensor
     values: _types_pb2.Tensor
-    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    kind: str
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("matrix",)

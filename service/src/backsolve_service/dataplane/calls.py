@@ -85,7 +85,12 @@ class Calls:
             values = None
             if forward is not None:
                 values = values_gradient(
-                    matrix.pattern, lam, forward, call.options.trans, batched=matrix.batch is not None
+                    matrix.pattern,
+                    lam,
+                    forward,
+                    call.options.trans,
+                    batched=matrix.batch is not None,
+                    values=matrix.values,
                 )
         wanted = lam.reshape(call.cotangent.shape) if "b" in call.want else None
         return VjpReply(wanted, values, certificate)
@@ -108,7 +113,9 @@ class Calls:
                 assert moved is not None
                 rhs = moved
             else:
-                rhs = tangent_rhs(matrix.pattern, call.values_tangent, forward, moved, call.options.trans)
+                rhs = tangent_rhs(
+                    matrix.pattern, call.values_tangent, forward, moved, call.options.trans, values=matrix.values
+                )
             dx, certificate = self._answering.answer("jvp", held, call.options, rhs, None, context)
         return SolveReply(dx.reshape(shape), certificate)
 

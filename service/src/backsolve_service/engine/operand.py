@@ -8,8 +8,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from backsolve.errors import InvalidPatternError
+from backsolve.kinds.base import NUMPY, apply
 from backsolve.matrix import Matrix
-from backsolve.pattern import AnyPattern, Pattern
+from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import Array, Trans
 
 _MAX = float(np.finfo(np.float64).max)
@@ -42,7 +43,7 @@ class Operand:
 
     @cached_property
     def wide(self) -> tuple[Any, ...]:
-        """Each system in float64/complex128: `csr_array`s or 2-D arrays, sharing memory."""
+        """Each system in float64/complex128: `csr_array`s, 2-D arrays or parameters by name, sharing memory."""
         return tuple(self._system(values) for values in self._each(self.wide_values))
 
     @cached_property
@@ -52,17 +53,19 @@ class Operand:
 
     @cached_property
     def systems(self) -> tuple[Any, ...]:
-        """Each system in its own element type: `csr_array`s or 2-D arrays, sharing memory."""
+        """Each system in its own element type: `csr_array`s, 2-D arrays or parameters by name, sharing memory."""
         return tuple(self._system(values) for values in self._each(self.values))
 
     @cached_property
     def norm_table(self) -> Array:
-        """`[systems, 2]`: 1-norm and infinity-norm of each system."""
+        """`[systems, 2]`: 1-norm and infinity-norm of each system; of a structured one its kind may bound them."""
         with np.errstate(over="ignore"):
             if self.n == 0:
                 table = np.zeros((1 if self.batch is None else self.batch, 2))
             elif isinstance(self.pattern, Pattern):
                 table = np.array([_sparse_norms(a, self.pattern) for a in self.wide]).reshape(-1, 2)
+            elif isinstance(self.pattern, StructuredPattern):
+                table = np.array([self.pattern.kind.norms(parts) for parts in self.wide]).reshape(-1, 2)
             else:
                 size = np.abs(self.wide_values).reshape(-1, self.n, self.n)
                 table = np.stack([size.sum(axis=1).max(axis=1), size.sum(axis=2).max(axis=1)], axis=1)
@@ -96,6 +99,8 @@ class Operand:
 
     def product(self, index: int, x: Array, trans: Trans) -> Array:
         """`op(A) x` of one system in float64; `x` is `[n, k]`."""
+        if isinstance(self.pattern, StructuredPattern):
+            return np.asarray(apply(self.pattern.kind, NUMPY, self.wide[index], x, trans))
         if trans == "N":
             return np.asarray(self.wide[index] @ x)
         a = self.wide_transposed[index]
@@ -104,7 +109,7 @@ class Operand:
 
     def products(self, x: Array, trans: Trans) -> Array:
         """`op(A) x` of every system in float64; `x` is `[systems, n, k]`."""
-        if isinstance(self.pattern, Pattern) or self.batch is None:
+        if self.pattern.layout != "dense" or self.batch is None:
             if x.shape[0] == 1:
                 return self.product(0, x[0], trans)[None]
             return np.stack([self.product(index, x[index], trans) for index in range(x.shape[0])])
@@ -125,6 +130,8 @@ class Operand:
             a = csr_array((values, self.pattern.indices, self.pattern.indptr), shape=self.pattern.shape)
             a.has_canonical_format = True
             return a
+        if isinstance(self.pattern, StructuredPattern):
+            return self.pattern.split(values)
         return values
 
 

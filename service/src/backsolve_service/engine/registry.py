@@ -18,10 +18,11 @@ from .device import CPU
 from .precond.base import Preconditioner
 from .precond.parameters import Parameter, resolve, split
 
-Layout = Literal["dense", "csr"]
+Layout = Literal["dense", "csr", "structured"]
 
-Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite"]
-"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric."""
+Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite", "low_rank"]
+"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric. Each kind of structured
+matrix has a method of its own, which needs that kind."""
 
 Home = Literal["thread", "process"]
 """Where a method may run: libraries that hold the interpreter's lock, share state between
@@ -38,6 +39,7 @@ _UNPRECONDITIONED = _ITERATIVE - {"preconditioner"}
 _BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
 _DENSE: frozenset[Layout] = frozenset({"dense"})
 _CSR: frozenset[Layout] = frozenset({"csr"})
+_STRUCTURED: frozenset[Layout] = frozenset({"structured"})
 
 
 @final
@@ -145,6 +147,7 @@ ROWS: Mapping[str, Row] = {
     "gmres": Row("krylov.gmres:Gmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
+    "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {

@@ -14,7 +14,7 @@ from .candidates import Candidate, candidates
 from .device import CPU, check_device
 from .options import AUTO, check_used, given, preconditioner_spec, users, validate
 from .precond.parameters import split
-from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Layout, Need, methods, preconditioners
+from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, methods, preconditioners
 from .structure import Structure
 
 
@@ -79,6 +79,8 @@ def choose_iterative(structure: Structure, options: Options, device: str, why: s
         device: as for `choose`.
         why: no factor, for the certificate.
     """
+    if structure.facts.kind is not None:
+        return None
     names = given(options, has_x0=False)
     for each in candidates(structure):
         row = ROWS.get(each.method)
@@ -98,6 +100,10 @@ _STRONG: Mapping[bool, tuple[str, ...]] = {True: ("amg", "ic", "jacobi"), False:
 
 def _automatic(structure: Structure, options: Options, names: tuple[str, ...], device: str) -> Choice:
     """The first candidate that exists here and uses all that is asked for, with its substitutes behind it."""
+    if structure.facts.kind is not None:
+        method = method_of(structure.facts.kind)
+        check_used(method, names)
+        return Choice(_spec(structure, method, options, device), f"{structure.facts.kind}: its own method")
     if options.nullspace is not None:
         # On the complement of its null space such a matrix may be definite whatever a lone node's diagonal is.
         structure = replace(structure, real_positive_diagonal=True)
@@ -134,8 +140,7 @@ _FOUND_UNFIT: Mapping[Need, str] = {
 
 def _offered(method: str, structure: Structure) -> bool:
     row = ROWS.get(method)
-    layout: Layout = "dense" if structure.dense else "csr"
-    return row is not None and layout in row.layouts and method in methods() and _MET[row.needs](structure)
+    return row is not None and structure.layout in row.layouts and method in methods() and _MET[row.needs](structure)
 
 
 def _uses(method: str, names: Iterable[str]) -> bool:
@@ -178,6 +183,11 @@ def _check_preconditioner(options: Options) -> None:
         )
 
 
+def method_of(kind: str) -> str:
+    """The method of a kind of structured matrix."""
+    return next(name for name, row in ROWS.items() if row.needs == kind)
+
+
 def _check_solvable(structure: Structure) -> None:
     if structure.facts.structurally_singular:
         raise SingularMatrixError(
@@ -197,10 +207,12 @@ def _definite(structure: Structure, *, singular: bool) -> bool:
 
 def _check_named(structure: Structure, method: str, *, singular: bool) -> None:
     row = ROWS[method]
-    layout: Layout = "dense" if structure.dense else "csr"
-    if layout not in row.layouts:
+    layout = structure.layout
+    if layout not in row.layouts or (structure.facts.kind is not None and row.needs != structure.facts.kind):
         fitting = [name for name, other in ROWS.items() if layout in other.layouts and other.needs == row.needs]
-        kind = "dense" if structure.dense else "sparse"
+        kind = {"dense": "dense", "csr": "sparse", "structured": f"structured ({structure.facts.kind})"}[layout]
+        if structure.facts.kind is not None:
+            fitting = [method_of(structure.facts.kind)]
         cure = f"use method {' or '.join(map(repr, fitting))}" if fitting else "use method 'auto'"
         raise InvalidOptionError(
             f"method {method!r} does not take a {kind} matrix: {cure}", option="method", method=method
@@ -237,6 +249,7 @@ _MET: Mapping[Need, Callable[[Structure], bool]] = {
     "symmetric": lambda structure: structure.hermitian or structure.symmetric,
     "hermitian": lambda structure: structure.hermitian,
     "definite": lambda structure: structure.definite_candidate,
+    "low_rank": lambda structure: structure.facts.kind == "low_rank",
 }
 _NAMED: Mapping[Need, str] = {
     "square": "square",
@@ -245,6 +258,7 @@ _NAMED: Mapping[Need, str] = {
     "symmetric": "Hermitian or complex symmetric",
     "hermitian": "Hermitian",
     "definite": "Hermitian positive definite",
+    "low_rank": "a diagonal plus a part of low rank",
 }
 
 
@@ -256,8 +270,7 @@ def _spec(structure: Structure, method: str, options: Options, device: str) -> F
     preconditioner = None
     if "preconditioner" in row.options:
         preconditioner = preconditioner_spec(options.preconditioner or DEFAULT_PRECONDITIONER)
-    layout: Layout = "dense" if structure.dense else "csr"
-    there = layout in row.cuda and (preconditioner is None or PRECONDITIONERS[split(preconditioner)[0]].cuda)
+    there = structure.layout in row.cuda and (preconditioner is None or PRECONDITIONERS[split(preconditioner)[0]].cuda)
     return FactorSpec(
         method=method,
         preconditioner=preconditioner,

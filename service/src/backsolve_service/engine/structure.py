@@ -7,10 +7,11 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, structural_rank
 
-from backsolve.pattern import AnyPattern, Pattern
+from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import Array
 
 from .operand import Operand
+from .registry import Layout
 from .tolerance import epsilon
 
 WIDTH_FROM = 20_000
@@ -39,6 +40,7 @@ class PatternFacts:
         width: rows in the widest level of a breadth-first search from the pattern's rim, about the
             size of the smallest set that cuts it in two; of sparse patterns from `WIDTH_FROM` rows
             on and without hubs, else None.
+        kind: of a structured matrix, of which nothing else is known by its pattern; else None.
     """
 
     n: int
@@ -49,6 +51,7 @@ class PatternFacts:
     lower_bandwidth: int
     upper_bandwidth: int
     width: int | None = None
+    kind: str | None = None
 
     @property
     def diagonal(self) -> bool:
@@ -90,6 +93,13 @@ class Structure:
     dominant: bool = False
 
     @property
+    def layout(self) -> Layout:
+        """How the entries are stored."""
+        if self.facts.kind is not None:
+            return "structured"
+        return "dense" if self.dense else "csr"
+
+    @property
     def definite_candidate(self) -> bool:
         """Nothing cheap speaks against a Hermitian positive definite matrix."""
         return self.hermitian and self.real_positive_diagonal
@@ -100,6 +110,8 @@ def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
     n = pattern.n
     if not isinstance(pattern, Pattern):
         width = max(n - 1, 0)
+        if isinstance(pattern, StructuredPattern):
+            return PatternFacts(n, pattern.nnz, False, False, False, width, width, kind=pattern.kind.name)
         return PatternFacts(n, pattern.nnz, True, False, True, width, width)
     rows = np.repeat(np.arange(n, dtype=pattern.indices.dtype), np.diff(pattern.indptr))
     below = rows - pattern.indices
@@ -144,6 +156,9 @@ def level_width(a: Any) -> int:
 
 def inspect(facts: PatternFacts, operand: Operand) -> Structure:
     """Facts of the values in O(nnz); a dense matrix is left at its first unsymmetric block of rows."""
+    if facts.kind is not None:
+        # Its own method uses none of these, and no other takes it.
+        return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
     positive = facts.full_diagonal and all(_positive(diagonal(a)) for a in operand.systems)
     mirrored = facts.symmetric_pattern
     hermitian = mirrored and all(is_hermitian(a) for a in operand.systems)

@@ -146,7 +146,8 @@ def _matrices() -> dict[str, Any]:
     put["requestBody"] = _body(
         {
             MEDIA_TYPE: _binary(
-                "`values`, `indptr`, `indices`", "`layout`, `shape`, or `values_only` beside a pattern held"
+                "`values`, `indptr`, `indices`",
+                "`layout`, and `shape` or `kind` and `dims`; or `values_only` beside a pattern held",
             )
         }
     )

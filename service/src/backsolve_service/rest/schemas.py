@@ -163,7 +163,7 @@ SCHEMAS: dict[str, Schema] = {
             "pattern": _TEXT,
             "values": _TEXT,
             "ref": _KEY,
-            "layout": {"enum": ["csr", "dense"]},
+            "layout": {"enum": ["csr", "dense", "structured"]},
             "shape": _SHAPE,
             "nnz": _COUNT,
             "dtype": _DTYPE,

@@ -1,0 +1,129 @@
+"""Matrices given by parameters rather than entries; solved by methods that never form their n x n entries.
+
+    A = backsolve.LowRankPlusDiagonal(d, U, V)          # diag(d) + U Vᴴ
+    x = client.solve(A, b).x
+    client.vjp(A, x, g).values.U                        # the gradient of U
+
+Arrays are held as they are given, not copied.
+"""
+
+from abc import abstractmethod
+from typing import Any, Self, final
+
+import numpy as np
+
+from .canonical import Parametrised, as_array
+from .errors import InvalidShapeError
+from .kinds.base import NUMPY, apply, join
+from .matrix import Matrix
+from .pattern import StructuredPattern
+from .types import Array
+
+
+class Structured(Parametrised):
+    """One matrix that is given by parameters."""
+
+    # NumPy would take `array @ A` for itself, and answer with an array of objects.
+    __array_ufunc__ = None
+
+    @property
+    @abstractmethod
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Array]:
+        """Every parameter that the kind has."""
+
+    @abstractmethod
+    def _made(self, parts: dict[str, Array]) -> Self:
+        """An object like this one out of a gradient of every parameter that the kind has."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, n)`."""
+        return self.pattern.shape
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Common element type of the parameters."""
+        return np.result_type(*self._parts().values())
+
+    def matrix(self, dtype: "np.dtype[Any] | None" = None) -> Matrix:
+        """The canonical matrix: its parameters in one vector, a copy."""
+        wanted = self.dtype if dtype is None else dtype
+        flat = np.asarray(join(NUMPY, self.pattern.parts, self._parts()))
+        return Matrix(self.pattern, flat.astype(wanted, copy=False))
+
+    def like(self, gradient: Array) -> Self:
+        """An object of the same class that holds the gradient of each parameter.
+
+        Raises:
+            InvalidShapeError: there is one gradient for each of several matrices.
+        """
+        if gradient.ndim != 1:
+            raise InvalidShapeError(f"a gradient of shape {gradient.shape} belongs to a batch, this is one matrix")
+        return self._made(self.pattern.split(gradient))
+
+    def matvec(self, x: Any) -> Array:
+        """`A x`; `x` is `[n]` or `[n, k]`."""
+        array = as_array(x, "x")
+        if array.ndim not in (1, 2) or array.shape[0] != self.shape[1]:
+            raise InvalidShapeError(f"x has shape {array.shape}; this matrix takes ({self.shape[1]},) or one with k")
+        columns = array[:, None] if array.ndim == 1 else array
+        return np.asarray(apply(self.pattern.kind, NUMPY, self._parts(), columns, "N")).reshape(array.shape)
+
+    def __matmul__(self, x: Any) -> Array:
+        return self.matvec(x)
+
+    def toarray(self) -> Array:
+        """All n x n entries: for tests and small matrices."""
+        return self.matvec(np.eye(self.shape[1], dtype=self.dtype))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape[0]}x{self.shape[1]}, {self.dtype})"
+
+
+def _parameter(value: Any, name: str, ndim: int) -> Array:
+    array = as_array(value, name)
+    if array.ndim != ndim:
+        raise InvalidShapeError(f"{name} has {array.ndim} dimensions, it needs {ndim}: a batch is not taken")
+    return array
+
+
+@final
+class LowRankPlusDiagonal(Structured):
+    """`A = diag(d) + U Vᴴ`, solved in O(n r²) by the Woodbury identity.
+
+    Args:
+        d: `[n]`; some may be zero, as long as A is nonsingular.
+        U: `[n, r]`; solving gains over a dense matrix while r is well below n.
+        V: `[n, r]`; None: U itself, so that A is Hermitian if d is real. The gradient of U is then
+            that of both places in which it stands.
+
+    Raises:
+        InvalidShapeError: the shapes do not fit each other.
+    """
+
+    def __init__(self, d: Any, U: Any, V: Any = None) -> None:
+        self.d = _parameter(d, "d", 1)
+        self.U = _parameter(U, "U", 2)
+        self.V = None if V is None else _parameter(V, "V", 2)
+        v = self.U if self.V is None else self.V
+        if self.U.shape[0] != self.d.size or v.shape != self.U.shape:
+            raise InvalidShapeError(
+                f"d has shape {self.d.shape}, U {self.U.shape} and V {v.shape}: they must be (n,), (n, r) and (n, r)"
+            )
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("low_rank", self.U.shape)
+
+    def _parts(self) -> dict[str, Array]:
+        return {"d": self.d, "U": self.U, "V": self.U if self.V is None else self.V}
+
+    def _made(self, parts: dict[str, Array]) -> "LowRankPlusDiagonal":
+        if self.V is None:
+            return LowRankPlusDiagonal(parts["d"], parts["U"] + parts["V"])
+        return LowRankPlusDiagonal(parts["d"], parts["U"], parts["V"])

@@ -1,0 +1,110 @@
+"""Structured matrices of tensors, for `backsolve.torch.solve`; what they are is told at `backsolve.structured`."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidDtypeError, InvalidShapeError
+from ..kinds.base import apply, join
+from ..pattern import StructuredPattern
+from ._inputs import tensor
+from ._rules import OPS
+
+
+class Structured(ABC):
+    """One matrix that is given by tensors; gradients reach whatever those were computed from."""
+
+    @property
+    @abstractmethod
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Tensor]:
+        """Every parameter that the kind has."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, n)`."""
+        return self.pattern.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the parameters."""
+        return next(iter(self._parts().values())).dtype
+
+    def values(self) -> Tensor:
+        """All parameters in one vector, differentiably."""
+        flat: Tensor = join(OPS, self.pattern.parts, self._parts())
+        return flat
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """`A x`, differentiably; `x` is `[n]` or `[n, k]`."""
+        if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
+            raise InvalidShapeError(f"x has shape {tuple(x.shape)}; this matrix has {self.shape[1]} columns")
+        columns = x.unsqueeze(-1) if x.ndim == 1 else x
+        product: Tensor = apply(self.pattern.kind, OPS, self._parts(), columns, "N")
+        return product.resolve_conj().reshape(x.shape)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        return self.matvec(x)
+
+    def to_dense(self) -> Tensor:
+        """All n x n entries, differentiably: for tests and small matrices."""
+        first = next(iter(self._parts().values()))
+        return self.matvec(torch.eye(self.shape[1], dtype=first.dtype, device=first.device))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape[0]}x{self.shape[1]}, {self.dtype})"
+
+
+def _parameters(**given: tuple[Tensor, int]) -> None:
+    """Refuse what is no tensor of the right number of dimensions, or of another type than the first.
+
+    Raises:
+        InvalidDtypeError, InvalidShapeError: naming the parameter.
+    """
+    first: Tensor | None = None
+    for name, (value, ndim) in given.items():
+        checked = tensor(value, name)
+        if checked.layout is not torch.strided or checked.ndim != ndim:
+            raise InvalidShapeError(f"{name} must be dense, of {ndim} dimensions: a batch is not taken")
+        first = checked if first is None else first
+        if checked.dtype != first.dtype or checked.device != first.device:
+            raise InvalidDtypeError(
+                f"{name} is {checked.dtype} on {checked.device}, other parameters are {first.dtype} on {first.device}: "
+                "convert one"
+            )
+
+
+@final
+class LowRankPlusDiagonal(Structured):
+    """`A = diag(d) + U Vᴴ`, solved in O(n r²) by the Woodbury identity.
+
+    Args:
+        d: `[n]`.
+        U: `[n, r]`.
+        V: `[n, r]`; None: U itself.
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError: they do not fit each other.
+    """
+
+    def __init__(self, d: Tensor, U: Tensor, V: Tensor | None = None) -> None:
+        _parameters(d=(d, 1), U=(U, 2), V=(U if V is None else V, 2))
+        self.d, self.U, self.V = d, U, U if V is None else V
+        if U.shape[0] != d.shape[0] or self.V.shape != U.shape:
+            raise InvalidShapeError(
+                f"d has shape {tuple(d.shape)}, U {tuple(U.shape)} and V {tuple(self.V.shape)}: "
+                "they must be (n,), (n, r) and (n, r)"
+            )
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("low_rank", tuple(self.U.shape))
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"d": self.d, "U": self.U, "V": self.V}

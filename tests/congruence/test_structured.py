@@ -1,0 +1,105 @@
+"""Structured matrices give the same answers, gradients and tangents on every way in."""
+
+import numpy as np
+import pytest
+
+import backsolve
+from backsolve import Client, Status
+from backsolve.errors import InvalidOptionError, InvalidPatternError, SingularMatrixError
+from backsolve.structured import Structured
+from support.systems import op, random_like
+
+METHODS = {"low_rank": "woodbury"}
+each_kind = pytest.mark.parametrize("kind", METHODS)
+each_trans = pytest.mark.parametrize("trans", ["N", "T", "H"])
+
+
+def parameters(kind: str, dtype: str, seed: int = 0) -> tuple[type[Structured], dict[str, np.ndarray]]:
+    """A class and well-conditioned parameters for it."""
+    if kind == "low_rank":
+        d, u, v = (random_like(s, dtype, 118_204_661 + i + seed) for i, s in enumerate([(12,), (12, 3), (12, 3)]))
+        return backsolve.LowRankPlusDiagonal, {"d": d + 5, "U": u, "V": v}
+    raise ValueError(kind)
+
+
+@each_kind
+@each_trans
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("columns", [(), (3,)], ids=["vector", "columns"])
+def test_solve(client: Client, kind: str, trans: str, dtype: str, columns: tuple[int, ...]) -> None:
+    make, given = parameters(kind, dtype)
+    a = make(**given)
+    b = random_like((a.shape[0], *columns), dtype, 90_366_127)
+    solution = client.solve(a, b, trans=trans)
+    exact = np.linalg.solve(op(a.toarray().astype(np.complex128), trans), b)
+    tolerance = 1e-4 if np.finfo(dtype).eps > 1e-10 else 1e-11
+    np.testing.assert_allclose(solution.x, exact, rtol=0, atol=tolerance * np.abs(exact).max())
+    assert solution.x.dtype == np.dtype(dtype)
+    assert solution.status is Status.OK
+    assert solution.stats.method == METHODS[kind]
+    assert client.solve(a, b, trans=trans).stats.factor_hit
+
+
+@each_kind
+@each_trans
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_derivatives(client: Client, kind: str, trans: str, dtype: str) -> None:
+    """The gradient formed here and there, and Re⟨gradient, dθ⟩ + Re⟨λ, db⟩ = Re⟨g, dx⟩ with the tangent."""
+    make, given = parameters(kind, dtype)
+    _, moved = parameters(kind, dtype, seed=55)
+    a, da = make(**given), make(**moved)
+    b, g, db = (random_like((a.shape[0], 2), dtype, seed) for seed in (711_902, 711_903, 711_904))
+    x = client.solve(a, b, trans=trans).x
+    here = client.vjp(a, x, g, trans=trans, b=b, condition=True)
+    there = client.vjp(a, x, g, trans=trans, values_on="server")
+    dx = client.jvp(a, x, A_tangent=da, b_tangent=db, trans=trans).x
+    h = 1e-6
+    plus, minus = (
+        client.solve(make(**{p: given[p] + s * moved[p] for p in given}), b + s * db, trans=trans).x for s in (h, -h)
+    )
+    np.testing.assert_allclose(dx, (plus - minus) / (2 * h), rtol=0, atol=1e-6 * np.abs(dx).max())
+    assert type(here.values) is make
+    total = np.vdot(here.b, db).real
+    for name in given:
+        np.testing.assert_allclose(getattr(here.values, name), getattr(there.values, name), rtol=1e-12, atol=1e-13)
+        total += np.vdot(getattr(here.values, name), moved[name]).real
+    assert total == pytest.approx(np.vdot(g, dx).real, rel=1e-9)
+    assert here.corrected_value == pytest.approx(np.vdot(g, x).real, rel=1e-9, abs=1e-9)
+
+
+@each_kind
+def test_factorized(client: Client, kind: str) -> None:
+    make, given = parameters(kind, "float64")
+    a = make(**given)
+    handle = client.factorized(a)
+    b = random_like((a.shape[0],), "float64", 4_410_229)
+    np.testing.assert_allclose(a @ handle.solve(b), b, rtol=0, atol=1e-11)
+
+
+@each_kind
+def test_what_does_not_fit_is_refused_alike(client: Client, kind: str) -> None:
+    make, given = parameters(kind, "float64")
+    a = make(**given)
+    b = np.ones(a.shape[0])
+    with pytest.raises(InvalidOptionError, match=METHODS[kind]):
+        client.solve(a, b, method="lu")
+    with pytest.raises(InvalidOptionError):
+        client.solve(a, b, maxiter=3)
+    with pytest.raises(InvalidOptionError, match="does not take a dense matrix"):
+        client.solve(a.toarray(), b, method=METHODS[kind])
+    with pytest.raises(InvalidPatternError):
+        client.jvp(a, b, A_tangent=a.toarray())
+    with pytest.raises(SingularMatrixError):
+        client.solve(make(**{name: 0 * value for name, value in given.items()}), b)
+
+
+def test_the_gradient_of_a_tied_factor_is_that_of_both_places(client: Client) -> None:
+    d, u, du = (random_like(s, "complex128", 34_400 + i) for i, s in enumerate([(9,), (9, 2), (9, 2)]))
+    b, g = random_like((2, 9), "complex128", 34_500)
+    a = backsolve.LowRankPlusDiagonal(d.real + 4, u)
+    x = client.solve(a, b).x
+    got = client.vjp(a, x, g, want=("values",)).values
+    h = 1e-6
+    plus, minus = (client.solve(backsolve.LowRankPlusDiagonal(a.d, u + s * du), b).x for s in (h, -h))
+    assert got.V is None
+    assert np.vdot(got.U, du).real == pytest.approx(np.vdot(g, (plus - minus) / (2 * h)).real, rel=1e-6)
