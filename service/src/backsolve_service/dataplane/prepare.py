@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from backsolve.errors import MemoryBudgetError, NotPositiveDefiniteError
+from backsolve.errors import MemoryBudgetError, NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import Options
 
 from ..cache.entries import MatrixEntry, PatternEntry
@@ -127,8 +127,9 @@ class Preparer:
         while True:
             try:
                 return self._build(entry, choice, context)
-            except NotPositiveDefiniteError:
-                # Only the factorization itself could tell; the cache remembers that it did.
+            except (NotPositiveDefiniteError, SingularMatrixError):
+                # Only the factorization itself could tell; the cache remembers that it did. Where LDL
+                # met a singular block, LU in another order of pivots may yet find its way.
                 if choice.fallback is None:
                     raise
                 choice = choice.fallback

@@ -15,7 +15,15 @@ from .faults import systems
 from .one_column import Figures, certify
 from .refine import refine
 from .scaling import exponents, magnitude, shift
-from .tolerance import ATTAINABLE, REFINEMENTS, direct_backward_error, epsilon, iterative_rtol, safe_magnitude
+from .tolerance import (
+    ATTAINABLE,
+    MIXED_REFINEMENTS,
+    REFINEMENTS,
+    direct_backward_error,
+    epsilon,
+    iterative_rtol,
+    safe_magnitude,
+)
 
 _SOLVED = 1e-2
 """An iterative answer whose residual is above this part of b has not solved its system."""
@@ -119,8 +127,10 @@ class _Run:
         evidence = self._measured(x) if proof is None else accept(proof, self.against)
         refinements = 0
         if self.factor.direct:
-            limit = REFINEMENTS if self.controls.refine is None else self.controls.refine
-            if limit and self._unmet(evidence).any():
+            limit = self.controls.refine
+            if limit is None:
+                limit = MIXED_REFINEMENTS if self.factor.narrow else REFINEMENTS
+            if limit and self._improvable(evidence).any():
                 # Refinement needs the residuals themselves.
                 evidence = evidence if proof is None else self._measured(x)
                 x, evidence, refinements = self._refined(x, evidence, limit)
@@ -156,7 +166,7 @@ class _Run:
 
     def _refined(self, x: Array, evidence: Evidence, limit: int) -> tuple[Array, Evidence, int]:
         scaled, evidence, taken = refine(
-            self.factor, self.against, self._scaled(x), evidence, self.trans, self._unmet, limit
+            self.factor, self.against, self._scaled(x), evidence, self.trans, self._improvable, limit
         )
         if self.powers is None or not taken:
             return (x if not taken else scaled), evidence, taken
@@ -194,11 +204,21 @@ class _Run:
             return missed | (evidence.backward > direct_backward_error(self.dtype))
         return missed
 
+    def _improvable(self, evidence: Evidence) -> Array:
+        """Columns to refine; with a factor in single precision, to what a double one would have given."""
+        if self.factor.narrow:
+            return self._missed(evidence) | (evidence.backward > ATTAINABLE * epsilon(self.dtype))
+        return self._unmet(evidence)
+
     def _missed(self, evidence: Evidence) -> Array:
         """Columns that miss the tolerance that was asked for, or that an iterative method has by default."""
+        missed = np.zeros_like(evidence.two, dtype=bool)
+        if self.factor.narrow:
+            # What refinement could not bring to double precision is no answer.
+            missed = evidence.backward > direct_backward_error(self.dtype)
         if self.target is None:
-            return np.zeros_like(evidence.two, dtype=bool)
-        missed = np.asarray(~(evidence.two <= self.target))
+            return missed
+        missed = missed | ~(evidence.two <= self.target)
         if self.factor.direct:
             return missed
         if self.controls.rtol is None and self.controls.atol is None:
@@ -232,7 +252,7 @@ class _Run:
             return Status.OK
         if system is not Status.OK and (self.factor.direct or missed or hopeless):
             return system
-        if self.factor.direct and hopeless:
+        if self.factor.direct and hopeless and not self.factor.narrow:
             return Status.SINGULAR_NUMERIC
         if not (missed or hopeless):
             return Status.ILL_CONDITIONED if unmet else Status.OK

@@ -151,6 +151,11 @@ class Factor(ABC):
         return None
 
     @property
+    def narrow(self) -> bool:
+        """Its solves have single precision only, of a double matrix, and are to be refined to double."""
+        return False
+
+    @property
     @abstractmethod
     def condition(self) -> float | None:
         """Estimate of the 1-norm condition number where the factor makes it cheap, else None."""

@@ -97,6 +97,13 @@ class Operand:
         if not self.pattern.same_as(other.pattern):
             raise InvalidPatternError(f"the values belong to {self.pattern}, those before to {other.pattern}")
 
+    def hollow(self) -> "Operand":
+        """Its kind and size without its numbers, for a factor that never looks at them: zeros that take no room."""
+        made = object.__new__(Operand)
+        made.pattern, made.n, made.batch, made.dtype = self.pattern, self.n, self.batch, self.dtype
+        made.values = np.broadcast_to(np.zeros((), dtype=self.dtype), self.values.shape)
+        return made
+
     def product(self, index: int, x: Array, trans: Trans) -> Array:
         """`op(A) x` of one system in float64; `x` is `[n, k]`."""
         if isinstance(self.pattern, StructuredPattern):

@@ -29,6 +29,7 @@ Home = Literal["thread", "process"]
 threads or may crash run in processes of their own."""
 
 _DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
+_MIXED = frozenset({"precision"})
 _REUSED = _DIRECT | {"reuse"}
 _SPARSE = _REUSED | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
@@ -108,11 +109,11 @@ class PreconditionerRow:
 
 
 ROWS: Mapping[str, Row] = {
-    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _REUSED | _SINGULAR, cuda=_DENSE),
-    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _SINGULAR, cuda=_DENSE),
-    "ldl": Row("direct.ldl:Ldl", _DENSE, "symmetric", _DIRECT),
+    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _REUSED | _MIXED | _SINGULAR, cuda=_DENSE),
+    "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _MIXED | _SINGULAR, cuda=_DENSE),
+    "ldl": Row("direct.ldl:Ldl", _DENSE, "symmetric", _DIRECT | _MIXED),
     "qr": Row("direct.qr:Qr", _DENSE, "square", _DIRECT, cuda=_DENSE),
-    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE | _SINGULAR),
+    "superlu": Row("direct.superlu:SuperLu", _CSR, "square", _SPARSE | _MIXED | _SINGULAR),
     "diagonal": Row("direct.diagonal:Diagonal", _CSR, "diagonal", _DIRECT),
     "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
     "banded": Row("direct.banded:Banded", _CSR, "square", _DIRECT),

@@ -93,6 +93,11 @@ class RestrictedFactor(Factor):
         return self.space
 
     @property
+    def narrow(self) -> bool:
+        """As that of what is left."""
+        return self.inner.narrow
+
+    @property
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes of the factor and of the values that are left."""

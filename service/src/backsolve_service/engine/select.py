@@ -262,9 +262,21 @@ _NAMED: Mapping[Need, str] = {
 }
 
 
+_NARROWER = {"float64": "float32", "complex128": "complex64"}
+"""What precision="mixed" factorizes in."""
+
+
 def _spec(structure: Structure, method: str, options: Options, device: str) -> FactorSpec:
     row = ROWS[method]
     precision = structure.dtype
+    if options.precision == "mixed":
+        if precision not in _NARROWER:
+            raise InvalidOptionError(
+                "precision='mixed' gains nothing: the matrix is in single precision already; leave it out",
+                option="precision",
+                method=method,
+            )
+        precision = _NARROWER[precision]
     if row.wide:
         precision = np.dtype(np.complex128 if np.dtype(precision).kind == "c" else np.float64).name
     preconditioner = None

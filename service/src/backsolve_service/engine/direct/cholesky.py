@@ -6,6 +6,7 @@ from backsolve.pattern import AnyPattern, Pattern
 
 from ..base import Factor, FactorSpec, Solver, Symbolic
 from ..operand import Operand
+from .mixed import factorize_mixed, is_mixed
 from .ordering import analyze
 
 
@@ -35,6 +36,8 @@ class Cholesky(Solver):
             NonfiniteInputError: the matrix holds NaN or infinity.
         """
         symbolic.check(operand)
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=True)
         if isinstance(operand.pattern, Pattern):
             from .sparse_cholesky import factorize_sparse  # noqa: PLC0415
 

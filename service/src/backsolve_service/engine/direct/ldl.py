@@ -26,6 +26,7 @@ from .dense import (
     outcome,
     values_tensor,
 )
+from .mixed import factorize_mixed, is_mixed
 
 _CPU = "cpu"
 
@@ -90,8 +91,9 @@ class Ldl(Solver):
         Source: Bunch and Kaufman, "Some stable methods for calculating inertia and solving
         symmetric linear systems", Math. Comp. 31 (1977), algorithm A.
         """
-        del spec
         symbolic.check(operand)
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=True)
         statuses = finite_statuses(operand)
         hermitian = _hermitian(operand, statuses)
         with memory_guard(_CPU):

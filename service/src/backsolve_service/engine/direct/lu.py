@@ -21,6 +21,7 @@ from .dense import (
     outcome,
     values_tensor,
 )
+from .mixed import factorize_mixed, is_mixed
 
 
 @final
@@ -77,6 +78,8 @@ class DenseLu(Solver):
             DeviceOutOfMemoryError: the device has no room.
         """
         symbolic.check(operand)
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
         statuses = finite_statuses(operand)
         with memory_guard(spec.device):
             lu, pivots, info = torch.linalg.lu_factor_ex(values_tensor(operand, statuses, spec.device))

@@ -19,6 +19,7 @@ from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..faults import factorize_each, singular
 from ..operand import Operand
 from ..tolerance import pivoting_backward_error
+from .mixed import factorize_mixed, is_mixed
 from .ordering import Ordering, analyze
 
 MAX_COLUMNS = 8
@@ -85,8 +86,9 @@ class SuperLu(Solver):
             NonfiniteInputError: the matrix holds NaN or infinity.
             MemoryBudgetError: L and U do not fit in memory.
         """
-        del spec
         symbolic.check(operand)
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
         assert isinstance(symbolic, Ordering)
         handles, statuses = factorize_each(
             operand, lambda index: _factorize(symbolic, operand, index, operand.systems[index].data)
