@@ -167,9 +167,9 @@ def test_the_ordering_is_part_of_the_spec_and_of_the_analysis():
         structure = inspect(inspect_pattern(m.pattern), Operand(m))
         return choose(structure, Options(**options), has_x0=False, device="cpu").spec
 
-    assert pick("csr", ordering="nd").analysis == ("superlu", "nd", "cpu")
-    assert pick("csr", method="cholesky", ordering="mmd").analysis == ("cholesky", "mmd", "cpu")
-    assert pick("csr").analysis == ("superlu", "auto", "cpu")
+    assert pick("csr", ordering="nd").analysis == ("superlu", "nd", "cpu", None)
+    assert pick("csr", method="cholesky", ordering="mmd").analysis == ("cholesky", "mmd", "cpu", None)
+    assert pick("csr").analysis == ("superlu", "auto", "cpu", None)
     with pytest.raises(InvalidOptionError, match="dense"):
         pick("dense", method="cholesky", ordering="nd")
     with pytest.raises(InvalidOptionError, match="does not use ordering"):

@@ -23,6 +23,7 @@ from backsolve.types import Array, Trans
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..operand import Operand
 from ..scaling import exponents, shift
+from ..tolerance import epsilon
 from .condition import condition_number, inverse_norm
 
 _NOTHING = -(2**20)
@@ -87,7 +88,7 @@ class MixedFactor(Factor):
 
 def is_mixed(operand: Operand, spec: FactorSpec) -> bool:
     """Whether the factor is wanted in a narrower type than the matrix has."""
-    return np.dtype(spec.precision).itemsize < operand.dtype.itemsize
+    return epsilon(np.dtype(spec.precision)) > epsilon(operand.dtype)
 
 
 def factorize_mixed(
