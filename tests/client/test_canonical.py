@@ -129,11 +129,29 @@ def test_a_falling_index_is_allowed_only_between_rows() -> None:
     assert pattern.rows.tolist() == [1, 1, 3]
 
 
-def test_only_square_matrices() -> None:
-    with pytest.raises(InvalidShapeError, match="square"):
-        canonicalise(np.ones((3, 4)))
-    with pytest.raises(InvalidShapeError, match="square"):
-        canonicalise(sparse.csr_array(np.ones((3, 4))))
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (0, 4), (4, 0)])
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "dia", "lil"])
+def test_rectangular_matrices(layout: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(38_220_915)
+    full = np.where(rng.random(shape) < 0.5, rng.standard_normal(shape), 0)
+    for given in (full, sparse.coo_array(full).asformat(layout)):
+        canonical = canonicalise(given)
+        pattern, values = canonical.matrix.pattern, canonical.matrix.values
+        assert (pattern.shape, canonical.matrix.m, canonical.matrix.n) == (shape, *shape)
+        back = values
+        if isinstance(pattern, Pattern):
+            back = np.zeros(shape)
+            back[pattern.rows, pattern.indices] = values
+            assert np.array_equal(canonical.like_caller(values).toarray(), full)
+        assert np.array_equal(back, full)
+
+
+def test_duplicates_of_a_rectangular_matrix_are_summed() -> None:
+    a = sparse.coo_array((np.array([1.0, 2.0, 4.0]), ([1, 0, 1], [6, 2, 6])), shape=(2, 7))
+    assert canonicalise(a).matrix.values.tolist() == [2.0, 5.0]
+
+
+def test_only_matrices() -> None:
     with pytest.raises(InvalidShapeError, match="dimensions"):
         canonicalise(np.ones(4))
 

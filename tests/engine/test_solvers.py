@@ -45,7 +45,11 @@ each_trans = pytest.mark.parametrize("trans", TRANS)
 
 
 def test_the_table_covers_the_registry():
-    assert {(row.method, row.layout) for row in TABLE} == {(name, at) for name, r in ROWS.items() for at in r.layouts}
+    # Least squares has tests of its own.
+    solving = {name: r for name, r in ROWS.items() if not r.least_squares}
+    assert {(row.method, row.layout) for row in TABLE} == {
+        (name, at) for name, r in solving.items() for at in r.layouts
+    }
     assert {row.preconditioner for row in TABLE} == {None, *PRECONDITIONERS}
 
 

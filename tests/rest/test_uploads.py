@@ -156,11 +156,6 @@ HOSTILE = {
         b"%%MatrixMarket matrix coordinate pattern general\n1 1 1\n1 1\n",
         "INVALID_DTYPE",
     ),
-    "market-not-square": (
-        "text/plain",
-        b"%%MatrixMarket matrix coordinate real general\n1 2 1\n1 1 1\n",
-        "INVALID_SHAPE",
-    ),
     "market-outside": (
         "text/plain",
         b"%%MatrixMarket matrix coordinate real general\n2 2 1\n3 1 1.0\n",

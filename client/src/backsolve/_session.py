@@ -20,6 +20,7 @@ from .errors import (
 )
 from .fingerprint import matrix_ref
 from .matrix import Matrix
+from .pattern import check_square
 from .retry import Budget
 from .types import Array, Gradients, MatrixRef, OnFailure, Options, Solution, Want
 
@@ -66,12 +67,31 @@ class Session:
         _check_fits(matrix, rhs, "b")
         ref, hashed = _timed_ref(matrix)
         call = SolveCall(ref, options, np.ascontiguousarray(rhs), _like(x0, rhs, "x0"))
+        return self._solved(matrix, call, hashed, rhs, timeout, on_failure)
+
+    def least_squares(
+        self, matrix: Matrix, rhs: Array, options: Options, timeout: Timeout, on_failure: OnFailure
+    ) -> Solution:
+        """Minimise `||rhs - A x||² + damp² ||x||²`; `options.method` is one of least squares."""
+        check_choice(on_failure)
+        _check_type(matrix, rhs, "b")
+        vector = matrix.is_vector(rhs)
+        shape = (*matrix.systems_shape, matrix.n, *(() if vector else rhs.shape[-1:]))
+        ref, hashed = _timed_ref(matrix)
+        call = SolveCall(ref, options, np.ascontiguousarray(rhs), answer_shape=shape)
+        return self._solved(matrix, call, hashed, np.empty(shape, rhs.dtype), timeout, on_failure)
+
+    def _solved(
+        self, matrix: Matrix, call: SolveCall, hashed: float, like: Array, timeout: Timeout, on_failure: OnFailure
+    ) -> Solution:
+        """Make the call; `like` is shaped like its answer."""
+        options = call.options
         try:
             reply = self._send(matrix, lambda left: self.transport.solve(call, left), timeout)
         except SolveError as error:
             if on_failure == "raise":
                 raise
-            return without_answer(error, rhs, options.method, on_failure, "solve")
+            return without_answer(error, like, options.method, on_failure, "solve")
         return settle(_solution(reply, hashed), on_failure, "solve")
 
     def adjoint(
@@ -83,10 +103,19 @@ class Session:
         x: Array | None,
         timeout: Timeout,
         on_failure: OnFailure,
+        *,
+        least_squares: bool = False,
     ) -> Gradients:
-        """Pull a cotangent back; `options.trans` names the operator of the forward solve."""
+        """Pull a cotangent back; `options.trans` names the operator of the forward solve.
+
+        Of least squares `b` of the reply is λ = (AᴴA + damp² I)⁺ · cotangent.
+        """
         check_choice(on_failure)
-        _check_fits(matrix, cotangent, "the cotangent")
+        if least_squares:
+            _check_type(matrix, cotangent, "the cotangent")
+            matrix.is_vector(cotangent, of_columns=True)
+        else:
+            _check_fits(matrix, cotangent, "the cotangent")
         ref, hashed = _timed_ref(matrix)
         call = VjpCall(ref, options, np.ascontiguousarray(cotangent), want, _like(x, cotangent, "x"))
         what = "adjoint solve (backward)"
@@ -179,9 +208,14 @@ def _solution(reply: SolveReply, hashed: float) -> Solution:
 
 
 def _check_fits(matrix: Matrix, array: Array, what: str) -> None:
+    check_square(matrix.pattern)
+    _check_type(matrix, array, what)
+    matrix.is_vector(array)
+
+
+def _check_type(matrix: Matrix, array: Array, what: str) -> None:
     if array.dtype != matrix.dtype:
         raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
-    matrix.is_vector(array)
 
 
 def _like(array: Array | None, rhs: Array, what: str) -> Array | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError, PayloadTooLargeError
 from .matrix import Matrix, check_dtype
-from .pattern import DensePattern, IndexArray, Pattern, square
+from .pattern import DensePattern, IndexArray, Pattern, checked_shape
 from .types import Array
 
 _MOST_ROWS = 2**31 - 1
@@ -56,26 +56,31 @@ def from_coordinates(rows: IndexArray, columns: IndexArray, shape: tuple[int, in
 
     Args:
         rows, columns: `[nnz]` integers.
-        shape: `(n, n)`.
+        shape: `(m, n)`.
 
     Raises:
         InvalidPatternError: an index lies outside the matrix.
         PayloadTooLargeError: more rows than can be handled.
     """
-    n = square(shape)[0]
-    if n > _MOST_ROWS:
-        raise PayloadTooLargeError(f"a matrix of {n} rows is too large: at most {_MOST_ROWS}", size=n, limit=_MOST_ROWS)
+    m, n = checked_shape(shape)
+    size = max(m, n)
+    if size > _MOST_ROWS:
+        raise PayloadTooLargeError(
+            f"a matrix of {m} rows and {n} columns is too large: at most {_MOST_ROWS} of each",
+            size=size,
+            limit=_MOST_ROWS,
+        )
     rows, columns = np.asarray(rows), np.asarray(columns)
     if rows.shape != columns.shape or rows.ndim != 1:
         raise InvalidPatternError(f"row and column indices have shapes {rows.shape} and {columns.shape}")
-    for index in (rows, columns):
-        if index.size and (index.min() < 0 or index.max() >= n):
-            raise InvalidPatternError(f"indices point outside the {n}x{n} matrix")
+    for index, end in ((rows, m), (columns, n)):
+        if index.size and (index.min() < 0 or index.max() >= end):
+            raise InvalidPatternError(f"indices point outside the {m}x{n} matrix")
     key = rows.astype(np.int64) * n + columns
     unique, position = np.unique(key, return_inverse=True)
-    indptr = np.zeros(n + 1, dtype=np.int64)
+    indptr = np.zeros(m + 1, dtype=np.int64)
     if n:
-        np.cumsum(np.bincount(unique // n, minlength=n), out=indptr[1:])
+        np.cumsum(np.bincount(unique // n, minlength=m), out=indptr[1:])
     pattern = Pattern(indptr, unique % n if n else unique, shape)
     in_order = unique.size == key.size and bool(np.all(key[1:] > key[:-1]))
     return Entries(pattern, None if in_order else position.reshape(-1))
@@ -90,7 +95,9 @@ def from_compressed(indptr: IndexArray, indices: IndexArray, shape: tuple[int, i
     try:
         return Entries(Pattern(indptr, indices, shape), None)
     except InvalidPatternError:
-        return from_coordinates(_expand(np.asarray(indptr), np.asarray(indices), square(shape)[0]), indices, shape)
+        return from_coordinates(
+            _expand(np.asarray(indptr), np.asarray(indices), checked_shape(shape)[0]), indices, shape
+        )
 
 
 def _expand(indptr: IndexArray, indices: IndexArray, n: int) -> IndexArray:
@@ -171,18 +178,18 @@ class PatternMemo:
     def __init__(self, size: int = 8) -> None:
         self._size = size
         self._lock = Lock()
-        self._known: OrderedDict[tuple[int, int, bool], Entries] = OrderedDict()
-        self._sources: dict[tuple[int, int, bool], tuple[IndexArray, IndexArray]] = {}
+        self._known: OrderedDict[tuple[int, int, int, bool], Entries] = OrderedDict()
+        self._sources: dict[tuple[int, int, int, bool], tuple[IndexArray, IndexArray]] = {}
 
     def compressed(self, indptr: IndexArray, indices: IndexArray, shape: tuple[int, int], by_column: bool) -> Entries:
         """Entries of a CSR (`by_column`: CSC) matrix."""
-        key = (shape[0], int(np.size(indices)), by_column)
+        key = (*shape, int(np.size(indices)), by_column)
         with self._lock:
             known, source = self._known.get(key), self._sources.get(key)
         if known and source and np.array_equal(source[0], indptr) and np.array_equal(source[1], indices):
             return known
         if by_column:
-            entries = from_coordinates(indices, _expand(indptr, indices, shape[0]), shape)
+            entries = from_coordinates(indices, _expand(indptr, indices, shape[1]), shape)
         else:
             entries = from_compressed(indptr, indices, shape)
         own = (indptr.copy(), indices.copy()) if entries.position is not None else _owned(entries.pattern)
@@ -246,12 +253,12 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
     """Bring a NumPy array, a SciPy sparse matrix or a structured one into canonical form.
 
     Args:
-        A: `[n, n]` or `[batch, n, n]` dense, any SciPy sparse format, or a `Parametrised` matrix.
+        A: `[m, n]` or `[batch, m, n]` dense, any SciPy sparse format, or a `Parametrised` matrix.
         dtype: convert the values to this type (the common one of A and b).
         memo: where to look for a pattern met before.
 
     Raises:
-        InvalidShapeError: not square.
+        InvalidShapeError: no matrix.
         InvalidDtypeError: an element type that cannot be solved in.
         InvalidPatternError: broken index arrays.
     """
@@ -260,10 +267,12 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
     if not is_sparse(A):
         values = as_array(A, "A")
         if values.ndim not in (2, 3):
-            raise InvalidShapeError(f"A must be [n, n] or [batch, n, n]; it has {values.ndim} dimensions")
+            raise InvalidShapeError(
+                f"A must be [n, n] or [batch, n, n] ([m, n] for least squares); it has {values.ndim} dimensions"
+            )
         pattern = DensePattern((values.shape[-2], values.shape[-1]))
         return Canonical(Matrix(pattern, _cast(values, dtype)), None, A)
-    shape = square(tuple(A.shape))
+    shape = checked_shape(tuple(A.shape))
     memo = memo or PatternMemo(1)
     if A.format == "dia":
         return _diagonals(A, shape, dtype)

@@ -1,6 +1,7 @@
 """The client: linear solves, their gradients and tangents, wherever the engine runs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Lock
 from types import TracebackType
 from typing import Any, Unpack, final
@@ -16,8 +17,10 @@ from .config import default_timeout, resolve
 from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .factorized import Factorized
 from .gradient import tangent_rhs, values_gradient
+from .least_squares import pull, push
 from .matrix import Matrix
 from .options import SolveOptions, make_options
+from .pattern import check_square
 from .quality import Quality, quality
 from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
@@ -266,6 +269,7 @@ class Client:
             raise InvalidOptionError("a tangent of A needs x, the forward answer")
         canonical, (forward, moved) = self._common(A, extra, x=x, b_tangent=b_tangent)
         matrix = canonical.matrix
+        check_square(matrix.pattern)
         values = None
         if tangents is not None:
             if not matrix.pattern.same_as(tangents.matrix.pattern):
@@ -289,6 +293,153 @@ class Client:
     ) -> Solution:
         """The tangent solve alone, its right-hand side `db - op(dA) x` formed by the caller."""
         return self._session.tangent(matrix, tangent, options, timeout, on_failure)
+
+    # -- least squares ---------------------------------------------------------------------
+
+    def lstsq(
+        self,
+        A: Any,
+        b: Any,
+        *,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
+    ) -> Solution:
+        """Minimise `||b - A x||² + damp² ||x||²`; of several minimisers, the shortest.
+
+        The certificate's `relative_residual` and `backward_error` say what of the residual an x
+        could still remove, not how large it is (`Certificate`). For dense matrices its `reason`
+        tells the rank; where rounding may have decided it, the status is ILL_CONDITIONED.
+
+        Args:
+            A: `[m, n]` or `[batch, m, n]` array, or a SciPy sparse matrix, of any shape and rank.
+            b: `[m]`, or `[m, k]` for k columns, with the batch axis if there is one.
+            on_failure, timeout: as for `solve`.
+            options: `damp`; `method` ("auto", or a name that begins with "lstsq"), and what it takes:
+                `rcond`, `rtol`, `maxiter`, `refine`.
+
+        Returns:
+            x, `[n]` or `[n, k]`, its status, and the certificate.
+
+        Raises:
+            BacksolveError: the subclass tells why (see `backsolve.errors`).
+
+        Source: Golub and Van Loan, "Matrix computations", 4th ed., chapter 5.
+        """
+        asked = _least_squares_options(**options)
+        canonical, (rhs,) = self._common(A, b=as_array(b, "b"))
+        assert rhs is not None
+        return self._session.least_squares(canonical.matrix, rhs, asked, timeout, on_failure)
+
+    def lstsq_vjp(
+        self,
+        A: Any,
+        b: Any,
+        x: Any,
+        cotangent: Any,
+        *,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
+    ) -> Gradients:
+        """Pull a cotangent of the least-squares solution back to b and to A's stored entries.
+
+        One request, answered with the factor of the forward solve. The derivative exists while the
+        rank of A stays what it is: a warning (IllConditionedWarning) says where it may not.
+
+        Args:
+            A, b: as for `lstsq`.
+            x: the forward answer.
+            cotangent: shaped like x.
+            on_failure, timeout: as for `solve`.
+            options: those of the forward solve.
+
+        Returns:
+            `b` shaped like b, `values` in A's own layout and order.
+
+        Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); see `backsolve.least_squares`.
+        """
+        asked = _least_squares_options(**options)
+        canonical, (rhs, forward, given) = self._common(A, b=b, x=x, cotangent=cotangent)
+        if rhs is None or forward is None or given is None:
+            raise InvalidOptionError("the gradient of least squares needs b, x and the cotangent")
+        matrix = canonical.matrix
+
+        def normal(v: Array) -> Gradients:
+            return self.normal_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
+
+        u, values, stats = pull(matrix, rhs, forward, given, normal, damped=bool(asked.damp))
+        return Gradients(u, canonical.like_caller(values), stats)
+
+    def lstsq_jvp(
+        self,
+        A: Any,
+        b: Any,
+        x: Any,
+        *,
+        A_tangent: Any = None,
+        b_tangent: Any = None,
+        on_failure: OnFailure = "raise",
+        timeout: Timeout = UNSET,
+        **options: Unpack[SolveOptions],
+    ) -> Solution:
+        """Push tangents of A and b forward to the least-squares solution.
+
+        One solve for a tangent of b alone, up to two more requests for one of A; all with the
+        factor of the forward solve.
+
+        Args:
+            A, b, x: as for `lstsq_vjp`.
+            A_tangent: like A, on the same stored entries; None: A does not move.
+            b_tangent: shaped like b; None: b does not move.
+            on_failure, timeout, options: as for `lstsq_vjp`.
+
+        Returns:
+            dx, shaped like x, with the certificate of the first solve.
+        """
+        asked = _least_squares_options(**options)
+        if A_tangent is None and b_tangent is None:
+            raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
+        tangents = None if A_tangent is None else canonicalise(A_tangent)
+        canonical, (rhs, forward, moved) = self._common(
+            A, None if tangents is None else tangents.matrix.dtype, b=b, x=x, b_tangent=b_tangent
+        )
+        if rhs is None or forward is None:
+            raise InvalidOptionError("the tangent of least squares needs b and x")
+        matrix = canonical.matrix
+
+        def solve(v: Array) -> Solution:
+            return self.lstsq_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
+
+        def normal(v: Array) -> Gradients:
+            return self.normal_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
+
+        moving = None if tangents is None else tangents.matrix
+        return push(matrix, rhs, forward, moving, moved, solve, normal, damped=bool(asked.damp))
+
+    def lstsq_matrix(
+        self,
+        matrix: Matrix,
+        rhs: Array,
+        options: Options,
+        *,
+        timeout: Timeout = UNSET,
+        on_failure: OnFailure = "raise",
+    ) -> Solution:
+        """`lstsq` for a matrix in canonical form, as the framework adapters call it."""
+        return self._session.least_squares(matrix, rhs, options, timeout, on_failure)
+
+    def normal_matrix(
+        self,
+        matrix: Matrix,
+        cotangent: Array,
+        options: Options,
+        *,
+        timeout: Timeout = UNSET,
+        on_failure: OnFailure = "raise",
+    ) -> Gradients:
+        """`b` = (AᴴA + damp² I)⁺ · cotangent, of which every derivative of least squares is made."""
+        return self._session.adjoint(matrix, cotangent, options, ("b",), None, timeout, on_failure, least_squares=True)
 
     # -- the other side --------------------------------------------------------------------
 
@@ -357,6 +508,12 @@ _default = _Default()
 def default_client() -> Client:
     """The process-wide client that framework adapters use when they are given none."""
     return _default.get()
+
+
+def _least_squares_options(**options: Unpack[SolveOptions]) -> Options:
+    asked = make_options(**options)
+    # The server's own name for whichever method of least squares fits.
+    return replace(asked, method="lstsq") if asked.method == "auto" else asked
 
 
 def _check_want(want: tuple[Want, ...], values_on: str, x: Any) -> None:

@@ -157,6 +157,35 @@ def _needed(values: Array | None) -> Array:
     return values
 
 
+def outer(pattern: AnyPattern, left: Array, right: Array) -> Array:
+    """`sum_k left[r, k] conj(right[c, k])` on the stored entries of each system.
+
+    Args:
+        pattern: of A, `[m, n]`.
+        left: `[systems, m, k]`.
+        right: `[systems, n, k]`.
+
+    Returns:
+        `[systems, nnz]` (`[systems, m, n]` on a dense pattern).
+    """
+    return -(_sparse(pattern, left, right) if isinstance(pattern, Pattern) else _dense(left, right))
+
+
+def product(pattern: AnyPattern, values: Array, x: Array, trans: Trans) -> Array:
+    """`op(A) x` of each system, summed in double precision where A is sparse.
+
+    Args:
+        pattern: of A, `[m, n]`.
+        values: `[systems, nnz]` (`[systems, m, n]` on a dense pattern).
+        x: `[systems, n, k]`, or with m rows for the transposed operators.
+        trans: which operator.
+    """
+    if isinstance(pattern, Pattern):
+        return np.stack([_product(pattern, values[s], x[s], trans) for s in range(x.shape[0])])
+    op = values if trans == "N" else values.swapaxes(-1, -2)
+    return np.asarray((_conj(op) if trans == "H" else op) @ x)
+
+
 def _has_batch(n: int, shape: tuple[int, ...]) -> bool:
     if len(shape) != 2:
         return len(shape) == 3
@@ -196,12 +225,13 @@ def _product(pattern: Pattern, values: Array, x: Array, trans: Trans) -> Array:
     rows, columns = (pattern.rows, pattern.indices) if trans == "N" else (pattern.indices, pattern.rows)
     if trans == "H":
         values = _conj(values)
-    out = np.empty(x.shape, dtype=np.result_type(values, x))
+    size = pattern.m if trans == "N" else pattern.n
+    out = np.empty((size, x.shape[1]), dtype=np.result_type(values, x))
     for j in range(x.shape[1]):
         terms = values * x[:, j].take(columns)
         if terms.dtype.kind == "c":
-            out[:, j].real = np.bincount(rows, weights=terms.real, minlength=pattern.n)
-            out[:, j].imag = np.bincount(rows, weights=terms.imag, minlength=pattern.n)
+            out[:, j].real = np.bincount(rows, weights=terms.real, minlength=size)
+            out[:, j].imag = np.bincount(rows, weights=terms.imag, minlength=size)
         else:
-            out[:, j] = np.bincount(rows, weights=terms, minlength=pattern.n)
+            out[:, j] = np.bincount(rows, weights=terms, minlength=size)
     return out

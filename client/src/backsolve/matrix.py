@@ -29,7 +29,7 @@ class Matrix:
 
     Args:
         pattern: where the entries are.
-        values: `[nnz]` or `[batch, nnz]` on a sparse pattern, `[n, n]` or `[batch, n, n]` on a
+        values: `[nnz]` or `[batch, nnz]` on a sparse pattern, `[m, n]` or `[batch, m, n]` on a
             dense one; one of `DTYPES`; C order. Not copied: whoever keeps the object must keep
             the array unchanged.
 
@@ -52,8 +52,13 @@ class Matrix:
         self._ref: MatrixRef | None = None
 
     @property
-    def n(self) -> int:
+    def m(self) -> int:
         """Number of rows."""
+        return self.pattern.m
+
+    @property
+    def n(self) -> int:
+        """Number of columns."""
         return self.pattern.n
 
     @property
@@ -85,13 +90,17 @@ class Matrix:
             self._ref = matrix_ref(self.pattern, self.values)
         return self._ref
 
-    def is_vector(self, rhs: Array) -> bool:
-        """Whether `rhs` holds one vector a system, rather than columns.
+    def is_vector(self, rhs: Array, *, of_columns: bool = False) -> bool:
+        """Whether `rhs` holds one vector a system, rather than several.
+
+        Args:
+            rhs: with as many rows as A has.
+            of_columns: with as many rows as A has columns: an x, or its cotangent.
 
         Raises:
             InvalidShapeError: it holds neither.
         """
-        batch, n = tuple(self.systems_shape), self.n
+        batch, n = tuple(self.systems_shape), self.n if of_columns else self.m
         vector = rhs.ndim == len(batch) + 1
         fits = rhs.shape[: len(batch) + 1] == (*batch, n)
         if not fits or not (vector or rhs.ndim == len(batch) + 2):

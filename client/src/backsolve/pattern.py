@@ -35,19 +35,19 @@ def index_dtype(n: int, nnz: int) -> np.dtype[Any]:
 
 @final
 class Pattern:
-    """The stored entries of a square sparse matrix, in canonical CSR form.
+    """The stored entries of a sparse matrix, in canonical CSR form.
 
     Rows sorted, no duplicates; explicit zeros count as stored. The object owns its copy of
     the arrays, which are read-only, so its digest is computed once.
 
     Args:
-        indptr: `[n + 1]` row offsets.
+        indptr: `[m + 1]` row offsets.
         indices: `[nnz]` columns, strictly increasing in each row.
-        shape: `(n, n)`.
+        shape: `(m, n)`; only least squares takes m and n that differ.
 
     Raises:
         InvalidPatternError: the arrays are not canonical CSR. The text names the first fault.
-        InvalidShapeError: the matrix is not square.
+        InvalidShapeError: that is no shape of a matrix.
     """
 
     __slots__ = ("__weakref__", "_digest", "_rows", "indices", "indptr", "shape")
@@ -55,11 +55,10 @@ class Pattern:
     layout = "csr"
 
     def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int]) -> None:
-        self.shape = square(shape)
-        n = self.shape[0]
+        self.shape = checked_shape(shape)
         ptr, idx = _integers(indptr, "indptr"), _integers(indices, "indices")
-        _check_canonical(ptr, idx, n)
-        dtype = index_dtype(n, idx.size)
+        _check_canonical(ptr, idx, self.shape)
+        dtype = index_dtype(max(self.shape), idx.size)
         self.indptr: IndexArray = _frozen(ptr, dtype)
         self.indices: IndexArray = _frozen(idx, dtype)
         self._digest: bytes | None = None
@@ -81,15 +80,20 @@ class Pattern:
         Raises:
             InvalidPatternError: not canonical, or of another index type than its size asks for.
         """
-        wanted = index_dtype(shape[0], indices.size)
+        wanted = index_dtype(max(shape, default=0), indices.size)
         if indptr.dtype != wanted or indices.dtype != wanted:
             raise InvalidPatternError(f"indptr and indices of this size must be {wanted.name}: convert them")
         return cls(indptr, indices, shape)
 
     @property
-    def n(self) -> int:
+    def m(self) -> int:
         """Number of rows."""
         return self.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of columns."""
+        return self.shape[1]
 
     @property
     def nnz(self) -> int:
@@ -106,7 +110,7 @@ class Pattern:
         """`[nnz]` row of each stored entry (computed once)."""
         if self._rows is None:
             counts = np.diff(self.indptr)
-            rows = np.repeat(np.arange(self.n, dtype=self.indices.dtype), counts)
+            rows = np.repeat(np.arange(self.m, dtype=self.indices.dtype), counts)
             rows.flags.writeable = False
             self._rows = rows
         return self._rows
@@ -126,7 +130,7 @@ class Pattern:
         )
 
     def __repr__(self) -> str:
-        return f"Pattern({self.n}x{self.n}, nnz={self.nnz})"
+        return f"Pattern({self.m}x{self.n}, nnz={self.nnz})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Pattern, (self.indptr, self.indices, self.shape))
@@ -134,25 +138,30 @@ class Pattern:
 
 @final
 class DensePattern:
-    """The pattern of a dense matrix: every entry of `[n, n]`."""
+    """The pattern of a dense matrix: every entry of `[m, n]`."""
 
     __slots__ = ("__weakref__", "_digest", "shape")
 
     layout = "dense"
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = square(shape)
+        self.shape = checked_shape(shape)
         self._digest: bytes | None = None
 
     @property
-    def n(self) -> int:
+    def m(self) -> int:
         """Number of rows."""
         return self.shape[0]
 
     @property
+    def n(self) -> int:
+        """Number of columns."""
+        return self.shape[1]
+
+    @property
     def nnz(self) -> int:
         """Number of entries."""
-        return self.n * self.n
+        return self.m * self.n
 
     @property
     def entries(self) -> tuple[int, ...]:
@@ -169,7 +178,7 @@ class DensePattern:
         return isinstance(other, DensePattern) and self.shape == other.shape
 
     def __repr__(self) -> str:
-        return f"DensePattern({self.n}x{self.n})"
+        return f"DensePattern({self.m}x{self.n})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (DensePattern, (self.shape,))
@@ -204,9 +213,14 @@ class StructuredPattern:
         self._digest: bytes | None = None
 
     @property
-    def n(self) -> int:
+    def m(self) -> int:
         """Number of rows."""
         return self.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of columns."""
+        return self.shape[1]
 
     @property
     def nnz(self) -> int:
@@ -246,11 +260,21 @@ class StructuredPattern:
 AnyPattern = Pattern | DensePattern | StructuredPattern
 
 
-def square(shape: tuple[int, int]) -> tuple[int, int]:
-    """Check that a shape is that of a square matrix."""
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 0:
-        raise InvalidShapeError(f"A must be square, its shape is {tuple(shape)}; use least squares for other shapes")
+def checked_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape, if it is that of a matrix."""
+    if len(shape) != 2 or min(shape) < 0:
+        raise InvalidShapeError(f"A must be a matrix of rows and columns, its shape is {tuple(shape)}")
     return (int(shape[0]), int(shape[1]))
+
+
+def check_square(pattern: "AnyPattern") -> None:
+    """Refuse to solve with a matrix that is not square.
+
+    Raises:
+        InvalidShapeError: it is not.
+    """
+    if pattern.m != pattern.n:
+        raise InvalidShapeError(f"A must be square, its shape is {pattern.shape}; use lstsq for other shapes")
 
 
 def _integers(values: ArrayLike, name: str) -> IndexArray:
@@ -266,13 +290,14 @@ def _frozen(array: IndexArray, dtype: np.dtype[Any]) -> IndexArray:
     return copy
 
 
-def _check_canonical(indptr: IndexArray, indices: IndexArray, n: int) -> None:
+def _check_canonical(indptr: IndexArray, indices: IndexArray, shape: tuple[int, int]) -> None:
     """Refuse anything but sorted CSR without duplicates, naming what is wrong."""
-    if indptr.size != n + 1:
-        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {n} rows needs {n + 1}")
+    m, n = shape
+    if indptr.size != m + 1:
+        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {m} rows needs {m + 1}")
     if indptr[0] != 0:
         raise InvalidPatternError("indptr must begin with 0")
-    if n and np.any(indptr[1:] < indptr[:-1]):
+    if m and np.any(indptr[1:] < indptr[:-1]):
         raise InvalidPatternError("indptr decreases: each row must end where the next begins")
     if indptr[-1] != indices.size:
         raise InvalidPatternError(f"indptr does not end at the number of indices, {indices.size}")

@@ -138,7 +138,11 @@ class Certificate:
         refinements: steps of iterative refinement that were taken.
         relative_residual: ||b - op(A) x|| / ||b|| in the 2-norm, computed in float64 from
             the returned x; largest of all columns.
-        backward_error: ||b - op(A) x|| / (||A|| ||x|| + ||b||) in the maximum norm, in float64.
+            Of least squares, where that says nothing, what of the residual an x could still remove:
+            the least of ||b - A x|| / ||b||, of ||Aᴴ(b - A x)|| / (||A|| ||b - A x||), and of what
+            one more solve would remove, over ||b||; damping is part of A and b there.
+        backward_error: ||b - op(A) x|| / (||A|| ||x|| + ||b||) in the maximum norm, in float64. Of
+            least squares a bound on the relative change of A or b that makes x exact, in the 2-norm.
         condition_estimate: an estimate of, or a lower bound on, the condition number; None
             where the factor does not make one cheap.
         symbolic_hit: the pattern's analysis was already cached.

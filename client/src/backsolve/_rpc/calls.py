@@ -146,7 +146,9 @@ def encode_put(call: PutCall) -> tuple[solver.PutRequest, Arrays]:
     message = solver.PutRequest(matrix=encode_ref(call.ref), values_only=call.values_only)
     arrays: Arrays = {}
     if not call.values_only:
-        message.n = matrix.n
+        message.n = matrix.m
+        if matrix.m != matrix.n:
+            message.columns = matrix.n
         message.layout = solver.LAYOUT_DENSE
         if isinstance(pattern, Pattern):
             message.layout = solver.LAYOUT_CSR
@@ -175,9 +177,11 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
         InvalidShapeError, InvalidDtypeError: the values do not fit the pattern.
     """
     values = required(arrays, "values")
+    shape = (message.n, message.columns if message.HasField("columns") else message.n)
     indexed = {"indptr", "indices"} & set(arrays)
     if message.values_only:
-        if held is None or indexed or message.layout or message.n or message.kind or message.dims:
+        fields = (message.layout, message.n, message.HasField("columns"), message.kind, message.dims)
+        if held is None or indexed or any(fields):
             raise MalformedError(
                 "an upload of values alone takes its pattern by digest: leave out the pattern's fields"
             )
@@ -191,9 +195,9 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
     elif message.layout == solver.LAYOUT_DENSE:
         if indexed:
             raise MalformedError("a dense matrix has no indptr and no indices")
-        pattern = DensePattern((message.n, message.n))
+        pattern = DensePattern(shape)
     elif message.layout == solver.LAYOUT_CSR:
-        pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), (message.n, message.n))
+        pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), shape)
     else:
         raise MalformedError("layout must be CSR, DENSE or STRUCTURED")
     return PutCall(decode_ref(message.matrix), Matrix(pattern, values), message.values_only)

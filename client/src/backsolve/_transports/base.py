@@ -22,12 +22,14 @@ class SolveCall:
         rhs: `[n]`, `[n, k]`, or with a leading batch axis when A's values have one. Its
             element type is A's.
         x0: first iterate, shaped like `rhs`.
+        answer_shape: of x, where it is not that of `rhs` (least squares); known to both ends, not sent.
     """
 
     ref: MatrixRef
     options: Options
     rhs: Array
     x0: Array | None = None
+    answer_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class SolveReply:
 @dataclass(frozen=True, slots=True)
 class VjpCall:
     """Pull a cotangent of `x = op(A)⁻¹ b` back to `b` and A's values.
+
+    Of least squares the reply's `b` is `λ = (AᴴA + damp² I)⁺ · cotangent`, shaped like the cotangent.
 
     Attributes:
         options: those of the forward solve; the adjoint operator follows from `trans`.

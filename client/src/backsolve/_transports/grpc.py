@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 import grpc
+import numpy as np
 
 from .. import __version__
 from .._forkgate import ForkGate
@@ -123,12 +124,15 @@ class GrpcTransport(Transport):
         message, arrays = calls.encode_solve(call)
         stub = self._connection().stub
         reply: SolveReply
-        if _is_small(arrays, call.rhs):
+        like = call.rhs
+        if call.answer_shape is not None:
+            like = np.broadcast_to(np.empty((), dtype=call.rhs.dtype), call.answer_shape)
+        if _is_small(arrays, like):
             reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(solve=message)
             reply = self._stream("SolveStream", frame, arrays, call.ref, timeout, ("solved", replies.decode_solved))
-        _check_shape(reply.x, call.rhs)
+        _check_shape(reply.x, like)
         return reply
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:

@@ -11,7 +11,7 @@ from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import KINDS, check_names, make_options
 from ..options import SolveOptions as CallOptions
-from ..pattern import AnyPattern, DensePattern, Pattern
+from ..pattern import AnyPattern, DensePattern, Pattern, check_square
 from ..types import Certificate, OnFailure, Options
 from . import _compiled, _inputs, _sparse
 from ._function import apply
@@ -192,6 +192,7 @@ def _solve(
     name: str,
 ) -> Tensor | tuple[Tensor, Certificate]:
     check_choice(on_failure)
+    check_square(pattern)
     # Detached: the answer does not depend on where the iteration began.
     start = None if x0 is None else _inputs.tensor(x0, "x0").detach().to(b)
     batch = _inputs.batch(values, b, start, pattern.entries, pattern.n, name)

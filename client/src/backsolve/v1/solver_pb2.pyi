@@ -108,7 +108,7 @@ class JvpResponse(_message.Message):
     def __init__(self, x: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., certificate: _Optional[_Union[_types_pb2.Certificate, _Mapping]] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "kind", "dims")
+    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "columns", "kind", "dims")
     MATRIX_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class PutRequest(_message.Message):
     INDPTR_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     matrix: _types_pb2.MatrixRef
@@ -125,9 +126,10 @@ class PutRequest(_message.Message):
     indptr: _types_pb2.Tensor
     indices: _types_pb2.Tensor
     values: _types_pb2.Tensor
+    columns: int
     kind: str
     dims: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., columns: _Optional[int] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("matrix",)

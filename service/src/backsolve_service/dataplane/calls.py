@@ -16,12 +16,14 @@ from backsolve.errors import (
 )
 from backsolve.fingerprint import matrix_ref
 from backsolve.gradient import adjoint, tangent_rhs, values_gradient
+from backsolve.pattern import check_square
 from backsolve.types import Holding, Limits, MatrixRef
 
 from ..cache.entries import MatrixEntry
 from ..cache.store import FactorCache
 from ..context import CallContext
 from ..engine.operand import Operand
+from ..engine.registry import least_squares
 from ..engine.structure import inspect, inspect_pattern
 from ..scheduling.worker import FactorRef
 from .checks import check_digests, check_ref, check_same_shape, check_values_shape, columns
@@ -63,7 +65,10 @@ class Calls:
                 else columns(held.operand.matrix, check_same_shape(call.x0, call.rhs, "x0"), "x0")
             )
             x, certificate = self._answering.answer("solve", held, call.options, rhs, x0, context)
-        return SolveReply(x.reshape(call.rhs.shape), certificate)
+        # Of least squares x has another number of rows than b.
+        rows = rhs.ndim - 2
+        shape = (*call.rhs.shape[:rows], held.operand.n, *call.rhs.shape[rows + 1 :])
+        return SolveReply(x.reshape(shape), certificate)
 
     def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
         """One adjoint solve; the gradient of the values if it is wanted from here."""
@@ -71,6 +76,8 @@ class Calls:
         self._telemetry.count("adjoint_solves")
         with self._cache.pin(entry) as held:
             matrix = held.operand.matrix
+            if least_squares(call.options.method):
+                return self._normal(call, held, context)
             cotangent = columns(matrix, call.cotangent, "the cotangent")
             forward = None
             if "values" in call.want:
@@ -95,12 +102,23 @@ class Calls:
         wanted = lam.reshape(call.cotangent.shape) if "b" in call.want else None
         return VjpReply(wanted, values, certificate)
 
+    def _normal(self, call: VjpCall, held: MatrixEntry[FactorRef], context: CallContext) -> VjpReply:
+        """`λ = (AᴴA + damp² I)⁺ · cotangent`, of which the caller makes the gradients of least squares."""
+        if "values" in call.want:
+            raise InvalidOptionError("the gradient of least squares is formed by the client: want 'b' alone from here")
+        cotangent = columns(held.operand.matrix, call.cotangent, "the cotangent", of_columns=True)
+        lam, certificate = self._answering.answer("vjp", held, call.options, cotangent, None, context)
+        return VjpReply(lam.reshape(call.cotangent.shape), None, certificate)
+
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         """One tangent solve."""
         entry = self._entry(call.ref, context)
         self._telemetry.count("tangent_solves")
         with self._cache.pin(entry) as held:
             matrix = held.operand.matrix
+            if least_squares(call.options.method):
+                raise InvalidOptionError("the tangent of least squares is made of solves and vjps by the client")
+            check_square(matrix.pattern)
             shape = _tangent_shape(call)
             moved = None if call.b_tangent is None else columns(matrix, call.b_tangent, "the tangent of b")
             forward = None

@@ -19,8 +19,8 @@ def check_ref(ref: MatrixRef) -> None:
         raise InvalidOptionError(f"a digest has {DIGEST_BYTES} bytes")
 
 
-def columns(matrix: Matrix, array: Array, what: str) -> Array:
-    """A right-hand side as columns `[n, k]` or `[batch, n, k]`, checked.
+def columns(matrix: Matrix, array: Array, what: str, *, of_columns: bool = False) -> Array:
+    """A right-hand side as columns `[m, k]` or `[batch, m, k]`, checked; with `of_columns` it has n rows.
 
     Raises:
         InvalidDtypeError: not the matrix's element type.
@@ -29,7 +29,7 @@ def columns(matrix: Matrix, array: Array, what: str) -> Array:
     """
     if array.dtype != matrix.dtype:
         raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
-    vector = matrix.is_vector(array)
+    vector = matrix.is_vector(array, of_columns=of_columns)
     # Of a batch each system has its own status, so the good ones are solved.
     if matrix.batch is None and not np.isfinite(array).all():
         raise NonfiniteInputError(f"{what} holds NaN or infinity: check what computed it")

@@ -165,7 +165,7 @@ class Answering:
         return Certificate(
             status=worst([element.status for element in elements]),
             method=prepared.choice.spec.method,
-            reason=prepared.choice.reason,
+            reason=_reason(prepared),
             precision=prepared.choice.spec.precision,
             iterations=max(answer.iterations, default=0),
             relative_residual=_largest(answer.relative_residual),
@@ -195,6 +195,11 @@ class Answering:
 
 def _worst_of(solved: Solved) -> Status:
     return worst([status for system in solved.answer.statuses for status in system])
+
+
+def _reason(prepared: Prepared) -> str:
+    note = prepared.ref.note
+    return prepared.choice.reason if note is None else f"{prepared.choice.reason}; {note}"
 
 
 def _largest(values: Array) -> float:

@@ -12,6 +12,7 @@ from .base import Controls, Factor, Outcome
 from .certify import Evidence, Proof, Reference, accept, measure, reference
 from .conditioning import Conditioning, estimate
 from .faults import systems
+from .lstsq.base import LeastSquaresFactor
 from .one_column import Figures, certify
 from .refine import refine
 from .scaling import exponents, magnitude, shift
@@ -73,6 +74,10 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
         InvalidShapeError, InvalidDtypeError: `rhs` (or x0) does not fit.
         NotPositiveDefiniteError, CancelledError: as `Factor.solve`.
     """
+    if isinstance(factor, LeastSquaresFactor):
+        from .least_squares import answer_least_squares  # noqa: PLC0415  (it is made of what is defined here)
+
+        return answer_least_squares(factor, rhs, controls)
     _check(factor, rhs, controls.x0)
     stacked = rhs if rhs.ndim == 3 else rhs[None]
     if stacked.size == 0:

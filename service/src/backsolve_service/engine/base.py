@@ -65,7 +65,8 @@ class Controls:
         restart: of GMRES.
         refine: most refinement steps of a direct method.
         x0: first iterate, `[n, k]` (`[batch, n, k]`).
-        cotangent: the right-hand side is a cotangent: of a matrix with a known null space, what of
+        cotangent: the right-hand side is a cotangent. Least squares then gives (AᴴA + damp² I)⁺ times
+            it (`lstsq/base.py`); of a matrix with a known null space, what of
             it lies outside the range is projected out, and is no inconsistency.
         condition: an estimate of the condition number is wanted even where it costs solves.
         cancelled: asked between iterations; true stops the solve with `CancelledError`.
@@ -154,6 +155,11 @@ class Factor(ABC):
     def narrow(self) -> bool:
         """Its solves have single precision only, of a double matrix, and are to be refined to double."""
         return False
+
+    @property
+    def note(self) -> str | None:
+        """What the caller should know of this factor: said after the reason in the certificate."""
+        return None
 
     @property
     @abstractmethod

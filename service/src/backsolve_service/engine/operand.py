@@ -27,6 +27,7 @@ class Operand:
         self.matrix = matrix
         self.pattern: AnyPattern = matrix.pattern
         self.values = matrix.values
+        self.m = matrix.m
         self.n = matrix.n
         self.batch = matrix.batch
         self.dtype = matrix.dtype
@@ -60,14 +61,14 @@ class Operand:
     def norm_table(self) -> Array:
         """`[systems, 2]`: 1-norm and infinity-norm of each system; of a structured one its kind may bound them."""
         with np.errstate(over="ignore"):
-            if self.n == 0:
+            if min(self.m, self.n) == 0:
                 table = np.zeros((1 if self.batch is None else self.batch, 2))
             elif isinstance(self.pattern, Pattern):
                 table = np.array([_sparse_norms(a, self.pattern) for a in self.wide]).reshape(-1, 2)
             elif isinstance(self.pattern, StructuredPattern):
                 table = np.array([self.pattern.kind.norms(parts) for parts in self.wide]).reshape(-1, 2)
             else:
-                size = np.abs(self.wide_values).reshape(-1, self.n, self.n)
+                size = np.abs(self.wide_values).reshape(-1, self.m, self.n)
                 table = np.stack([size.sum(axis=1).max(axis=1), size.sum(axis=2).max(axis=1)], axis=1)
         # A norm beyond the largest double would make every backward error look like zero.
         return np.minimum(table, _MAX)
@@ -144,7 +145,7 @@ class Operand:
 
 def _sparse_norms(a: Any, pattern: Pattern) -> tuple[float, float]:
     size = np.abs(a.data)
-    rows = np.repeat(np.arange(pattern.n, dtype=pattern.indices.dtype), np.diff(pattern.indptr))
+    rows = pattern.rows
     by_column = np.bincount(pattern.indices, weights=size, minlength=pattern.n)
-    by_row = np.bincount(rows, weights=size, minlength=pattern.n)
+    by_row = np.bincount(rows, weights=size, minlength=pattern.m)
     return (float(by_column.max()), float(by_row.max()))

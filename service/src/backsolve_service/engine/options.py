@@ -13,6 +13,9 @@ from .registry import PRECONDITIONERS, ROWS, check_installed
 
 AUTO = "auto"
 
+LEAST_SQUARES = "lstsq"
+"""The method that stands for whichever of least squares fits, as "auto" does for those that solve."""
+
 
 _CHOICES = {
     "precision": ("full", "mixed"),
@@ -31,8 +34,8 @@ def validate(options: Options) -> None:
         InvalidOptionError: an unknown name, or a value out of range.
         NotSupportedError: a method or preconditioner whose library is not installed.
     """
-    known("method", options.method, (AUTO, *ROWS))
-    if options.method != AUTO:
+    known("method", options.method, (AUTO, *ROWS, LEAST_SQUARES))
+    if options.method in ROWS:
         check_installed("method", options.method, ROWS[options.method])
     if options.preconditioner is not None:
         preconditioner_spec(options.preconditioner)

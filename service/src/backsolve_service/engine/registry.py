@@ -20,8 +20,9 @@ from .precond.parameters import Parameter, resolve, split
 
 Layout = Literal["dense", "csr", "structured"]
 
-Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite", "low_rank"]
-"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric. Each kind of structured
+Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite", "rectangular", "low_rank"]
+"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric; "rectangular"
+is of least squares: any shape, and an answer that the square methods would not give. Each kind of structured
 matrix has a method of its own, which needs that kind."""
 
 Home = Literal["thread", "process"]
@@ -33,6 +34,7 @@ _MIXED = frozenset({"precision"})
 _REUSED = _DIRECT | {"reuse"}
 _SPARSE = _REUSED | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
+_LEAST_SQUARES = frozenset({"rtol", "damp", "refine"})
 _SINGULAR = frozenset({"nullspace"})
 """Of methods that are tried on singular matrices with a known null space (`restricted.py`)."""
 _RESTARTED = _ITERATIVE | {"restart"}
@@ -79,6 +81,11 @@ class Row:
     requires: str | None = None
     probe: str | None = None
     extra: str | None = None
+
+    @property
+    def least_squares(self) -> bool:
+        """It minimises ||b - A x|| rather than solve A x = b."""
+        return self.needs == "rectangular"
 
     @property
     def definite(self) -> bool:
@@ -149,6 +156,7 @@ ROWS: Mapping[str, Row] = {
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
     "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
+    "lstsq_qr": Row("lstsq.qr:LeastSquaresQr", _DENSE, "rectangular", _LEAST_SQUARES | {"rcond"}, wide=True),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
@@ -181,6 +189,11 @@ def check_installed(kind: str, name: str, row: Row | PreconditionerRow) -> None:
             f"{kind} {name!r} needs the package {row.requires!r}, which is not installed where the solve would run: "
             f"pip install 'backsolve-service[{row.extra}]' there"
         )
+
+
+def least_squares(method: str) -> bool:
+    """Whether a method, or the name that stands for several, minimises ||b - A x||."""
+    return method == "lstsq" or (method in ROWS and ROWS[method].least_squares)
 
 
 def solver(name: str, device: str = CPU) -> Solver:

@@ -6,15 +6,21 @@ from typing import final
 
 import numpy as np
 
-from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, NotSupportedError, SingularMatrixError
+from backsolve.errors import (
+    InvalidOptionError,
+    InvalidShapeError,
+    NotPositiveDefiniteError,
+    NotSupportedError,
+    SingularMatrixError,
+)
 from backsolve.types import Options
 
 from .base import FactorSpec
 from .candidates import Candidate, candidates
 from .device import CPU, check_device
-from .options import AUTO, check_used, given, preconditioner_spec, users, validate
+from .options import AUTO, LEAST_SQUARES, check_used, given, preconditioner_spec, users, validate
 from .precond.parameters import split
-from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, methods, preconditioners
+from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, least_squares, methods, preconditioners
 from .structure import Structure
 
 
@@ -49,9 +55,14 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
         NotPositiveDefiniteError: a named method needs a Hermitian positive definite matrix.
         SingularMatrixError: no values on this pattern are invertible.
         NotSupportedError: the device is not available.
+        InvalidShapeError: the matrix is not square.
     """
     validate(options)
     check_device(device)
+    if least_squares(options.method):
+        return _least_squares(structure, options, given(options, has_x0=has_x0), device)
+    if not structure.facts.square:
+        raise InvalidShapeError("A must be square, and this one is not; use lstsq for other shapes")
     if options.nullspace is None:
         _check_solvable(structure)
     names = given(options, has_x0=has_x0)
@@ -68,6 +79,18 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
         )
     _check_preconditioner(options)
     return Choice(_spec(structure, options.method, options, device), "asked for by name")
+
+
+def _least_squares(structure: Structure, options: Options, names: tuple[str, ...], device: str) -> Choice:
+    if options.trans != "N":
+        raise InvalidOptionError("least squares takes trans 'N' alone: transpose A itself", option="trans")
+    if options.method != LEAST_SQUARES:
+        _check_named(structure, options.method, singular=False)
+        check_used(options.method, names)
+        return Choice(_spec(structure, options.method, options, device), "asked for by name")
+    _check_named(structure, "lstsq_qr", singular=False)
+    check_used("lstsq_qr", names)
+    return Choice(_spec(structure, "lstsq_qr", options, device), "least squares, dense: QR")
 
 
 def choose_iterative(structure: Structure, options: Options, device: str, why: str) -> Choice | None:
@@ -250,6 +273,7 @@ _MET: Mapping[Need, Callable[[Structure], bool]] = {
     "hermitian": lambda structure: structure.hermitian,
     "definite": lambda structure: structure.definite_candidate,
     "low_rank": lambda structure: structure.facts.kind == "low_rank",
+    "rectangular": lambda structure: True,
 }
 _NAMED: Mapping[Need, str] = {
     "square": "square",
@@ -259,6 +283,7 @@ _NAMED: Mapping[Need, str] = {
     "hermitian": "Hermitian",
     "definite": "Hermitian positive definite",
     "low_rank": "a diagonal plus a part of low rank",
+    "rectangular": "rectangular",
 }
 
 

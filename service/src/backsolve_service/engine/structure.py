@@ -30,7 +30,7 @@ class PatternFacts:
     """What the pattern alone says.
 
     Attributes:
-        n: number of rows.
+        n: number of columns.
         nnz: number of stored entries.
         full_diagonal: every diagonal entry is stored.
         structurally_singular: no values on this pattern are invertible.
@@ -41,6 +41,7 @@ class PatternFacts:
             size of the smallest set that cuts it in two; of sparse patterns from `WIDTH_FROM` rows
             on and without hubs, else None.
         kind: of a structured matrix, of which nothing else is known by its pattern; else None.
+        square: as many rows as columns; if not, nothing else is looked for.
     """
 
     n: int
@@ -52,6 +53,7 @@ class PatternFacts:
     upper_bandwidth: int
     width: int | None = None
     kind: str | None = None
+    square: bool = True
 
     @property
     def diagonal(self) -> bool:
@@ -108,6 +110,8 @@ class Structure:
 def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
     """Facts of a pattern in O(nnz); a matching is searched only when the diagonal is not full."""
     n = pattern.n
+    if pattern.m != n:
+        return PatternFacts(n, pattern.nnz, False, False, False, pattern.m, n, square=False)
     if not isinstance(pattern, Pattern):
         width = max(n - 1, 0)
         if isinstance(pattern, StructuredPattern):
@@ -192,6 +196,8 @@ def triangle(a: Array) -> Literal["lower", "upper", "diagonal"] | None:
 
 
 def _triangular(facts: PatternFacts, operand: Operand) -> bool:
+    if not facts.square:
+        return False
     if isinstance(operand.pattern, Pattern):
         return facts.triangular
     sides: set[str | None] = set()

@@ -3,7 +3,7 @@
 from backsolve.canonical import canonicalise, from_compressed, native
 from backsolve.errors import InvalidPatternError, InvalidShapeError, PayloadTooLargeError
 from backsolve.matrix import Matrix
-from backsolve.pattern import square
+from backsolve.pattern import checked_shape
 from backsolve.types import Array
 
 Shape = tuple[int, int]
@@ -16,12 +16,12 @@ def dense(values: Array) -> Matrix:
 
 def compressed(values: Array, indices: Array, indptr: Array, shape: Shape) -> Matrix:
     """A CSR matrix, canonical or not, or a batch of values on one pattern."""
-    n = square(shape)[0]
+    m = checked_shape(shape)[0]
     for array in (indices, indptr):
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise InvalidPatternError("indptr and indices must be vectors of integers")
-    if indptr.size != n + 1:
-        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {n} rows needs {n + 1}")
+    if indptr.size != m + 1:
+        raise InvalidPatternError(f"indptr has {indptr.size} entries, a matrix of {m} rows needs {m + 1}")
     if values.ndim not in (1, 2) or values.shape[-1] != indices.size:
         raise InvalidShapeError(f"values have shape {values.shape}, indices has {indices.size} entries")
     entries = from_compressed(indptr, indices, shape)

@@ -223,7 +223,8 @@ class Scheduler:
             InvalidShapeError: `rhs` does not have the factor's rows.
             BacksolveError: what the solve raised.
         """
-        rows = (ref.n,) if ref.batch is None else (ref.batch, ref.n)
+        n = ref.n if ref.m is None or controls.cotangent else ref.m
+        rows = (n,) if ref.batch is None else (ref.batch, n)
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead)

@@ -47,10 +47,12 @@ class FactorRef:
         id: its number there.
         nbytes: bytes that freeing it gives back.
         spec: what it was built with.
-        n: rows of the matrix.
+        n: columns of the matrix.
         batch: number of systems on one pattern, or None.
         direct: a factorization rather than a preconditioner.
         max_columns: widest block worth solving at once.
+        m: rows, where they differ from n, the columns; None: n.
+        note: what the certificate says of it.
         generation: of the worker's process, with which the factor dies; 0 for a thread.
     """
 
@@ -63,6 +65,8 @@ class FactorRef:
     direct: bool
     max_columns: int
     generation: int = 0
+    m: int | None = None
+    note: str | None = None
 
     @property
     def precision(self) -> str:
@@ -194,6 +198,8 @@ class ThreadWorker(Worker):
             batch=operand.batch,
             direct=factor.direct,
             max_columns=factor.max_columns,
+            m=operand.m,
+            note=factor.note,
         )
 
     def answer(
