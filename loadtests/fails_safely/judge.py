@@ -69,14 +69,14 @@ def backward_error(a: Array, b: Array, x: Array, trans: str) -> float:
 
     Extended numbers also have the range that products of the largest doubles need.
     """
+    if x.size == 0:
+        return 0.0
     wide = np.clongdouble if a.dtype.kind == "c" else np.longdouble
     full = a.astype(wide)
     full = {"N": full, "T": full.T, "H": full.conj().T}[trans]
     right, answer = (v.astype(wide).reshape(a.shape[0], -1) for v in (b, x))
     if not np.isfinite(answer).all():
         return float("inf")
-    if answer.size == 0:
-        return 0.0
     residual = np.abs(right - full @ answer).max(axis=0)
     size = np.abs(full).sum(axis=1).max() * np.abs(answer).max(axis=0) + np.abs(right).max(axis=0)
     return float(np.max(np.where(residual == 0, 0, residual / np.where(size == 0, 1, size))))
