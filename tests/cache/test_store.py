@@ -31,6 +31,8 @@ class Ref:
     """A factor of so many bytes that took so many seconds."""
 
     nbytes: int
+    device_nbytes: int = 0
+    movable: bool = False
 
 
 class Listening(Silent):

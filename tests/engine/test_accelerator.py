@@ -1,5 +1,6 @@
 """Methods of CUDA devices on torch's CPU: the same answers as NumPy's, and few questions to the device."""
 
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -15,12 +16,14 @@ from backsolve_service.engine.accelerator.operator import DeviceOperator
 from backsolve_service.engine.accelerator.pattern import analyze
 from backsolve_service.engine.accelerator.problem import LOOK
 from backsolve_service.engine.answer import answer
-from backsolve_service.engine.base import Controls
+from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.certify import measure, reference
+from backsolve_service.engine.direct.cudss import handles
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import PRECONDITIONERS, solver
+from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, solver
 from backsolve_service.engine.structure import inspect, inspect_pattern
 from engine.table import DTYPES, array, factor_of, matrix, numbers, op, poisson
+from support.cudss_model import Model
 
 WAITS = {"aten._local_scalar_dense", "aten._to_copy", "aten.equal", "aten.nonzero", "aten.is_nonzero"}
 """Operations that make the host wait for a CUDA device; a copy to the host is seen as `_to_copy` or `numpy()`."""
@@ -202,3 +205,26 @@ def test_a_cuda_device_is_chosen_where_method_and_preconditioner_have_one(monkey
     chosen = select.choose(structure, options, has_x0=False, device="cuda").spec
     assert chosen.device == ("cuda" if preconditioner == "none" else "cpu")
     assert solver("cg", chosen.device) is solver("cg", "cuda" if preconditioner == "none" else "cpu")
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cuda and row.home == "thread"])
+def test_every_factor_on_a_device_says_so_and_moves_if_it_says_it_can(name, monkeypatch):
+    """ "cpu:0" stands for a device."""
+    row = ROWS[name]
+    if name == "cudss":
+        model = Model()
+        monkeypatch.setattr(handles, "load", lambda: model.library)
+        monkeypatch.setattr(handles, "_own", threading.local())
+    a = array({"definite": "definite", "triangular": "triangular"}.get(row.needs, "general"), "float64")
+    for layout in row.cuda:
+        m, b = matrix(layout, a), numbers((40, 2), "float64", 420_988_317)
+        chosen = solver(name, "cpu:0")
+        spec = FactorSpec(name, "jacobi" if "preconditioner" in row.options else None, "float64", "cpu:0")
+        f = chosen.factorize(chosen.analyze(m.pattern, spec), Operand(m), spec)
+        assert f.device_nbytes == f.nbytes > 0
+        here = f.moved("cpu")
+        if not f.movable:
+            assert here is f
+            continue
+        assert (here.device_nbytes, here.nbytes) == (0, f.nbytes)
+        np.testing.assert_array_equal(here.solve(b, "T", Controls()).x, f.solve(b, "T", Controls()).x)

@@ -28,6 +28,7 @@ solve = lu._solve
 
 def failing(*arguments):
     mark = pathlib.Path({mark!r})
+    mark.with_suffix(".place").write_text(arguments[4])
     if mark.exists():
         raise RuntimeError("CUDA error: " + mark.read_text())
     return solve(*arguments)
@@ -35,7 +36,8 @@ def failing(*arguments):
 
 lu._solve = failing
 """
-"""Run at the start of a worker's process: its solves fail as a broken device's do while a file is there."""
+"""Run at the start of a worker's process: its solves fail as a broken device's do while a file is there, and tell on
+which device they ran in another."""
 
 
 class Heard(Silent):
@@ -72,7 +74,7 @@ def solve(scheduler, ref, b):
     return scheduler.solve(ref, b, "N", Controls(), caller()).answer.x
 
 
-def test_a_failed_device_ends_its_process_and_nothing_else(scheduler, mark):
+def test_factors_move_and_a_failed_device_ends_its_process_and_nothing_else(scheduler, mark):
     a, b = dense(12), np.ones((12, 1))
     ref, same, here = (build(scheduler, *way) for way in ((DEVICE, a), (DEVICE, 2 * a), ("cpu", a)))
     assert same.worker is ref.worker
@@ -80,6 +82,14 @@ def test_a_failed_device_ends_its_process_and_nothing_else(scheduler, mark):
     assert isinstance(here.worker, ThreadWorker)
     np.testing.assert_allclose(a @ solve(scheduler, ref, b), b, rtol=1e-12)
     first = ref.worker.pid
+
+    for place in ("cpu", DEVICE):
+        scheduler.move(ref, place)
+        np.testing.assert_allclose(a @ solve(scheduler, ref, b), b, rtol=1e-12)
+        assert mark.with_suffix(".place").read_text() == place
+    assert (ref.device_nbytes, ref.movable) == (12 * 12 * 8 + 12 * 4, True)
+    assert (here.device_nbytes, here.nbytes) == (0, ref.device_nbytes)
+    assert ref.nbytes == ref.device_nbytes + a.nbytes  # the process has its own copy of the values
 
     mark.write_text("invalid argument")  # spoils a call, not the context
     with pytest.raises(RuntimeError, match="invalid argument"):

@@ -109,6 +109,7 @@ def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneCo
         processes=settings.processes,
         stuck_seconds=settings.stuck_seconds,
         cache_bytes=settings.cache_bytes,
+        device_cache_bytes=settings.device_cache_bytes,
         max_payload_bytes=settings.max_payload_bytes,
         queue_depth=settings.queue_depth,
         queue_bytes=settings.queue_bytes,

@@ -119,7 +119,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="time after which a process is killed that works on for nobody",
     )
-    cache_bytes: Size = Field(default=2 * GIB, description="budget for matrices and factors")
+    cache_bytes: Size = Field(default=2 * GIB, description="budget for matrices and factors in the host's memory")
+    device_cache_bytes: Size | None = Field(
+        default=None, description="budget for factors on the device; those that do not fit move to the host, or go"
+    )
     max_payload_bytes: Size = Field(default=GIB, description="largest call that is accepted")
     queue_depth: int = Field(default=128, ge=1, le=4096, description="calls that may wait for a worker")
     queue_bytes: Size = Field(
@@ -216,6 +219,10 @@ def _explain(err: ValidationError) -> list[str]:
     return lines
 
 
+_UNSET = {"device_cache_bytes": "3/4 of what is free there at the start"}
+"""What happens where nothing is set, of fields for which that is no plain "none"."""
+
+
 def describe() -> str:
     """Every variable with its default and its meaning, one a line."""
     lines = []
@@ -226,6 +233,6 @@ def describe() -> str:
         elif field.default_factory is not None:
             default = {"workers": "usable CPUs", "instance": "host name and a random part"}[name]
         else:
-            default = {None: "none", False: "0"}.get(field.default, str(field.default))
+            default = {None: _UNSET.get(name, "none"), False: "0"}.get(field.default, str(field.default))
         lines.append(f"  {variable:<28} {field.description} [{default}]")
     return "\n".join(lines)

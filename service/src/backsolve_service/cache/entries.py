@@ -28,6 +28,14 @@ class FactorHandle(Protocol):
     def nbytes(self) -> int:
         """Bytes that are free again once the factor is."""
 
+    @property
+    def device_nbytes(self) -> int:
+        """Those of them that lie on a device when it is built."""
+
+    @property
+    def movable(self) -> bool:
+        """Whether those can lie in the host's memory instead."""
+
 
 R = TypeVar("R", bound=FactorHandle)
 
@@ -36,7 +44,8 @@ class Entry(ABC):
     """One thing that may be evicted, and what decides when.
 
     Attributes:
-        nbytes: what evicting it gives back; the constructor adds `OVERHEAD_BYTES`.
+        nbytes: what evicting it gives back to the host; the constructor adds `OVERHEAD_BYTES`.
+        device_nbytes: what evicting it gives back to the device.
         cost: seconds it takes to have it again.
         uses: how often it was asked for.
         floor: the cache's inflation when it was last asked for (see `eviction.py`).
@@ -49,6 +58,7 @@ class Entry(ABC):
 
     def __init__(self, nbytes: int, cost: float) -> None:
         self.nbytes = nbytes + OVERHEAD_BYTES
+        self.device_nbytes = 0
         self.cost = cost
         self.uses = 1
         self.floor = 0.0
@@ -74,10 +84,16 @@ class FactorEntry(Entry, Generic[R]):
     level: Level = "factor"
 
     def __init__(self, matrix: "MatrixEntry[R]", spec: FactorSpec, ref: R, cost: float) -> None:
-        super().__init__(ref.nbytes, cost)
+        super().__init__(ref.nbytes - ref.device_nbytes, cost)
+        self.device_nbytes = ref.device_nbytes
         self.matrix = matrix
         self.spec = spec
         self.ref = ref
+
+    @property
+    def away(self) -> bool:
+        """Its numbers were moved from the device to the host."""
+        return self.device_nbytes < self.ref.device_nbytes
 
     @property
     def evictable(self) -> bool:

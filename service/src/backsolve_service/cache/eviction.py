@@ -9,6 +9,7 @@ policy", HP Laboratories HPL-98-69R1, 1998; the cost is the measured time to bui
 """
 
 import heapq
+from collections.abc import Callable
 from itertools import count
 from typing import final
 
@@ -27,7 +28,7 @@ def priority(entry: Entry) -> float:
     if entry.released:
         return _RELEASED
     uses = 1 if entry.superseded else entry.uses
-    return entry.floor + uses * entry.cost / entry.nbytes
+    return entry.floor + uses * entry.cost / (entry.nbytes + entry.device_nbytes)
 
 
 def reason(entry: Entry) -> str:
@@ -64,8 +65,16 @@ class EvictionQueue:
             entry.offered = rank
             heapq.heappush(self._heap, (rank, next(self._order), entry))
 
-    def pop(self) -> Entry | None:
-        """Take out the evictable entry of least priority, and raise the floor to it."""
+    def pop(self, wanted: Callable[[Entry], bool] = lambda _: True) -> Entry | None:
+        """Take out the evictable entry of least priority among those wanted, and raise the floor to it."""
+        passed: list[Entry] = []
+        try:
+            return self._first(wanted, passed)
+        finally:
+            for entry in passed:
+                self.offer(entry)
+
+    def _first(self, wanted: Callable[[Entry], bool], passed: list[Entry]) -> Entry | None:
         while self._heap:
             rank, _, entry = heapq.heappop(self._heap)
             if entry.offered != rank:
@@ -75,6 +84,9 @@ class EvictionQueue:
                 continue
             if priority(entry) > rank:
                 self.offer(entry)
+                continue
+            if not wanted(entry):
+                passed.append(entry)
                 continue
             self.floor = max(self.floor, rank)
             return entry

@@ -1,10 +1,10 @@
 """The hierarchy of entries and the room they share: the part of the cache that needs its lock."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, final
 
-from backsolve.errors import MemoryBudgetError
+from backsolve.errors import DeviceOutOfMemoryError, MemoryBudgetError
 from backsolve.types import MatrixRef
 
 from ..engine.base import FactorSpec
@@ -23,11 +23,13 @@ class Shelf(Generic[R]):
 
     Attributes:
         unfreed: references of evicted factors; the cache frees them after it let its lock go.
+        unmoved: likewise of factors whose numbers go to the host (True) or back to the device.
     """
 
-    def __init__(self, budget_bytes: int, observer: Observer) -> None:
-        self.ledger = Ledger(budget_bytes, observer)
+    def __init__(self, budget_bytes: int, observer: Observer, device_bytes: int = 0) -> None:
+        self.ledger = Ledger(budget_bytes, observer, device_bytes)
         self.unfreed: list[R] = []
+        self.unmoved: list[tuple[R, bool]] = []
         self._queue = EvictionQueue()
         self._patterns: dict[tuple[str, bytes], PatternEntry[R]] = {}
         self._pinned: set[MatrixEntry[R] | PatternEntry[R]] = set()
@@ -90,12 +92,13 @@ class Shelf(Generic[R]):
         """Take a factor in; the matrix is pinned.
 
         Raises:
-            MemoryBudgetError: there is no room for it; it is freed.
+            MemoryBudgetError, DeviceOutOfMemoryError: there is no room for it; it is freed.
         """
         entry = FactorEntry(matrix, spec, made.value, made.seconds_run)
         try:
+            self.make_device_room(entry.device_nbytes)
             self._take_in(entry)
-        except MemoryBudgetError:
+        except (MemoryBudgetError, DeviceOutOfMemoryError):
             self.unfreed.append(made.value)
             raise
         matrix.factors[spec] = entry
@@ -137,6 +140,49 @@ class Shelf(Generic[R]):
             if not self.evict():
                 raise self.ledger.refusal(what, nbytes, self.ledger.held + self.ledger.reserved)
 
+    def make_device_room(self, nbytes: int) -> None:
+        """Take factors from the device until `nbytes` more fit there.
+
+        Raises:
+            DeviceOutOfMemoryError: what is in use leaves too little room; nothing was taken away then.
+        """
+        if not nbytes or self.ledger.device_excess + nbytes <= 0:
+            return
+        busy = self.ledger.device_reserved + sum(
+            factor.device_nbytes
+            for entry in self._pinned
+            if isinstance(entry, MatrixEntry)
+            for factor in entry.factors.values()
+        )
+        if busy + nbytes > self.ledger.device_budget:
+            raise self.ledger.device_refusal(nbytes, busy)
+        while self.ledger.device_excess + nbytes > 0:
+            if not self.vacate():
+                raise self.ledger.device_refusal(nbytes, self.ledger.device_held + self.ledger.device_reserved)
+
+    def vacate(self) -> bool:
+        """Take the factor that is missed least from the device; False when all that is there is in use.
+
+        Its numbers go to the host where they may and where there is room for them as it is, since
+        bringing them back is cheaper than computing them; else it is dropped.
+        """
+        entry = self._queue.pop(lambda candidate: candidate.device_nbytes > 0)
+        if not isinstance(entry, FactorEntry):
+            return False
+        if entry.ref.movable and self.ledger.excess + entry.device_nbytes <= 0:
+            self._move(entry, out=True)
+            self._queue.offer(entry)
+        else:
+            self.ledger.evicted(reason(entry))
+            self._drop(entry)
+        return True
+
+    def bring_back(self, entry: FactorEntry[R]) -> None:
+        """Have a factor that is asked for on its device again; where it has no room, it is used from the host."""
+        with suppress(DeviceOutOfMemoryError):
+            self.make_device_room(entry.ref.device_nbytes)
+            self._move(entry, out=False)
+
     def evict(self, why: str | None = None) -> bool:
         """Drop the entry that is missed least; False when everything left is in use."""
         entry = self._queue.pop()
@@ -153,7 +199,7 @@ class Shelf(Generic[R]):
         for entry in gone:
             entry.live = False
             del entry.matrix.factors[entry.spec]
-            self.ledger.remove(entry.level, entry.nbytes)
+            self.ledger.remove(entry.level, entry.nbytes, entry.device_nbytes)
             self.ledger.evicted("lost")
             self._queue.offer(entry.matrix)
         return len(gone)
@@ -161,7 +207,7 @@ class Shelf(Generic[R]):
     def _take_in(self, entry: Entry) -> None:
         self.make_room(entry.level, entry.nbytes)
         entry.live = True
-        self.ledger.add(entry.level, entry.nbytes)
+        self.ledger.add(entry.level, entry.nbytes, entry.device_nbytes)
         entry.floor = self._queue.floor
         self._queue.offer(entry)
 
@@ -183,7 +229,14 @@ class Shelf(Generic[R]):
                 self.ledger.remove("symbolic", symbolic.nbytes)
                 entry.nbytes -= symbolic.nbytes
             entry.symbolics.clear()
-        self.ledger.remove(entry.level, entry.nbytes)
+        self.ledger.remove(entry.level, entry.nbytes, entry.device_nbytes)
+
+    def _move(self, entry: FactorEntry[R], *, out: bool) -> None:
+        nbytes = entry.ref.device_nbytes if out else -entry.ref.device_nbytes
+        entry.nbytes += nbytes
+        entry.device_nbytes -= nbytes
+        self.ledger.moved_out(entry.level, nbytes)
+        self.unmoved.append((entry.ref, out))
 
     def _supersede(self, entry: MatrixEntry[R] | None) -> None:
         """Newer values came on the entry's pattern."""

@@ -20,6 +20,7 @@ from backsolve.types import Holding, MatrixRef
 
 from ..context import CallContext
 from ..engine.base import FactorSpec, Symbolic
+from ..engine.device import CPU
 from ..engine.operand import Operand
 from ..engine.structure import PatternFacts, Structure
 from ..observer import Level, Lookup, Observer, Silent
@@ -57,6 +58,10 @@ class Found(Generic[T]):
     seconds_run: float = 0.0
 
 
+def _stay(ref: object, out: bool) -> None:
+    """The `move` of a cache whose factors all lie on the host."""
+
+
 @final
 class FactorCache(Generic[R]):
     """Everything that may be asked for again, within a budget of bytes.
@@ -65,6 +70,8 @@ class FactorCache(Generic[R]):
         budget_bytes: limit on factors, stored matrices, patterns, symbolics and reservations.
         free: gives a factor back to its worker; returns at once, never raises.
         observer: hears of lookups and evictions.
+        device_bytes: limit on the bytes of factors that lie on a device, beside the budget of the host.
+        move: has the numbers of a factor moved to the host (True), or back to its device; as `free`.
 
     A call takes an entry with `pin`, so that nothing it uses is evicted meanwhile::
 
@@ -73,11 +80,20 @@ class FactorCache(Generic[R]):
             scheduler.solve(found.value, ...)
     """
 
-    def __init__(self, budget_bytes: int, free: Callable[[R], None], observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        free: Callable[[R], None],
+        observer: Observer | None = None,
+        *,
+        device_bytes: int = 0,
+        move: Callable[[R, bool], None] = _stay,
+    ) -> None:
         self._free = free
+        self._move = move
         self._lock = threading.RLock()
         self._flights = Flights(self._lock)
-        self._shelf: Shelf[R] = Shelf(budget_bytes, observer or Silent())
+        self._shelf: Shelf[R] = Shelf(budget_bytes, observer or Silent(), device_bytes)
         self._ledger = self._shelf.ledger
 
     # Looking up
@@ -106,7 +122,12 @@ class FactorCache(Generic[R]):
             if held is None:
                 return None
             self._shelf.looked_up("factor", held)
-            return held.ref
+            if not held.away:
+                return held.ref
+        with self._changing():
+            if held.live and held.away:
+                self._shelf.bring_back(held)
+        return held.ref
 
     def holding(self, tenant: str, ref: MatrixRef) -> Holding:
         """How much of a matrix is here; counts neither as a lookup nor as a use."""
@@ -225,19 +246,25 @@ class FactorCache(Generic[R]):
             SingularMatrixError, NotPositiveDefiniteError, NonfiniteInputError: of the values;
                 remembered, so that the second caller is told at once.
             DeadlineError, CancelledError: of `context`.
-            MemoryBudgetError: there is no room for it.
+            MemoryBudgetError, DeviceOutOfMemoryError: there is no room for it.
         """
+        on_device = spec.device != CPU
         with self._changing():
             entry = self._shelf.shelve_matrix(entry)
             held = entry.factors.get(spec)
             if held is not None:
                 self._shelf.looked_up("factor", held)
+                if held.away:
+                    self._shelf.bring_back(held)
                 return Found(held.ref, "hit")
             self._refuse_again("factor", entry.failures.get(spec))
             key = (entry, spec)
             if key not in self._flights:
-                self._shelf.make_room("factor", predicted_bytes)
-                self._ledger.reserved += predicted_bytes
+                if on_device:
+                    self._shelf.make_device_room(predicted_bytes)
+                else:
+                    self._shelf.make_room("factor", predicted_bytes)
+                self._ledger.reserve(predicted_bytes, on_device=on_device)
             flight, first = self._board("factor", key, entry)
 
         def keep(made: Made[R]) -> None:
@@ -245,7 +272,7 @@ class FactorCache(Generic[R]):
 
         def land(done: Future[Made[R]]) -> None:
             with self._lock:
-                self._ledger.reserved -= predicted_bytes
+                self._ledger.reserve(-predicted_bytes, on_device=on_device)
             self._land(done, entry, keep, partial(setitem, entry.failures, spec))
 
         if first:
@@ -294,6 +321,18 @@ class FactorCache(Generic[R]):
             with self._lock:
                 self._ledger.reserved -= nbytes
 
+    def vacate_device(self) -> bool:
+        """Take every factor that is not in use from the device.
+
+        Returns:
+            Whether there was one.
+        """
+        with self._changing():
+            taken = False
+            while self._shelf.vacate():
+                taken = True
+            return taken
+
     def release(self, tenant: str, ref: MatrixRef) -> bool:
         """A client is done with a matrix: it goes first when room is needed, unless it is used again.
 
@@ -337,6 +376,11 @@ class FactorCache(Generic[R]):
         with self._lock:
             return dict(self._ledger.bytes)
 
+    def device_bytes(self) -> int:
+        """Bytes of factors on the device; `bytes` counts those of the host."""
+        with self._lock:
+            return self._ledger.device_held
+
     def entries(self) -> Mapping[Level, int]:
         """Number of things held by level."""
         with self._lock:
@@ -363,6 +407,9 @@ class FactorCache(Generic[R]):
         finally:
             with self._lock:
                 unfreed, self._shelf.unfreed = self._shelf.unfreed, []
+                unmoved, self._shelf.unmoved = self._shelf.unmoved, []
+            for ref, out in unmoved:
+                self._move(ref, out)
             for ref in unfreed:
                 self._free(ref)
 

@@ -30,7 +30,7 @@ from backsolve.types import (
 from .. import __version__
 from ..cache.store import FactorCache
 from ..context import CallContext
-from ..engine.device import CPU, memory
+from ..engine.device import CPU, factor_budget, memory
 from ..engine.registry import methods, preconditioners
 from ..machine import usable_cpus
 from ..observer import OK, REFUSED, Observer, Reading, Silent
@@ -60,7 +60,8 @@ class PlaneConfig:
         processes: processes for methods that need one; started when there is such a call.
         isolated: methods that run in processes although they could run on threads.
         stuck_seconds: how long a process may work on for nobody before it is killed.
-        cache_bytes: budget for patterns, matrices and factors.
+        cache_bytes: budget for patterns, matrices and factors in the host's memory.
+        device_cache_bytes: budget for factors on the device; None: a share of what is free there now.
         max_payload_bytes: largest single call.
         queue_depth, queue_bytes: most calls, and bytes of right-hand sides, that may wait.
         instance: name of this process in certificates.
@@ -73,6 +74,7 @@ class PlaneConfig:
     isolated: frozenset[str] = frozenset()
     stuck_seconds: float = STUCK_SECONDS
     cache_bytes: int = 2 * _GIB
+    device_cache_bytes: int | None = None
     max_payload_bytes: int = _GIB
     queue_depth: int = 128
     queue_bytes: int = 2 * _GIB
@@ -106,7 +108,14 @@ class DataPlane:
             stuck_seconds=self.config.stuck_seconds,
             lost=self._forget,
         )
-        self._cache: FactorCache[FactorRef] = FactorCache(self.config.cache_bytes, self._scheduler.free, self.telemetry)
+        on_device = self.config.device_cache_bytes
+        self._cache: FactorCache[FactorRef] = FactorCache(
+            self.config.cache_bytes,
+            self._scheduler.free,
+            self.telemetry,
+            device_bytes=factor_budget(self.config.device) if on_device is None else on_device,
+            move=lambda ref, out: self._scheduler.move(ref, CPU if out else ref.spec.device),
+        )
         preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry)
         answering = Answering(self._scheduler, preparer, self._cache, self.telemetry, self.config.instance)
         self._calls = Calls(self._cache, answering, self.telemetry, self.limits)
@@ -211,7 +220,9 @@ class DataPlane:
         held, count = self._cache.bytes(), self._cache.entries()
         sizes = {f"cache_bytes_{level}": float(size) for level, size in held.items()}
         counts = {f"cache_entries_{level}": float(number) for level, number in count.items()}
-        return {**self.telemetry.totals(), **sizes, **counts, "cache_bytes": float(sum(held.values()))}
+        on_device = float(self._cache.device_bytes())
+        total = {"cache_bytes": float(sum(held.values())), "cache_bytes_device": on_device}
+        return {**self.telemetry.totals(), **sizes, **counts, **total}
 
     @property
     def ready(self) -> bool:
@@ -299,8 +310,10 @@ class DataPlane:
             )
 
     def _tiers(self) -> Reading:
-        tier = "host" if self.config.device == CPU else "device"
-        return {(level, tier if level == "factor" else "host"): float(n) for level, n in self._cache.bytes().items()}
+        tiers: dict[tuple[str, ...], float] = {(level, "host"): float(n) for level, n in self._cache.bytes().items()}
+        if self.config.device != CPU:
+            tiers["factor", "device"] = float(self._cache.device_bytes())
+        return tiers
 
 
 @cache

@@ -6,7 +6,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from backsolve.errors import MemoryBudgetError, NotPositiveDefiniteError, SingularMatrixError
+from backsolve.errors import (
+    DeviceOutOfMemoryError,
+    MemoryBudgetError,
+    NotPositiveDefiniteError,
+    SingularMatrixError,
+)
 from backsolve.types import Options
 
 from ..cache.entries import MatrixEntry, PatternEntry
@@ -14,8 +19,10 @@ from ..cache.flight import Order
 from ..cache.store import FactorCache, Found
 from ..context import CallContext
 from ..engine.base import FactorSpec, Symbolic
+from ..engine.device import CPU
 from ..engine.faults import systems
 from ..engine.options import AUTO
+from ..engine.registry import ROWS
 from ..engine.select import Choice, choose, choose_iterative
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
@@ -79,6 +86,7 @@ class Preparer:
             InvalidOptionError: an option that does not exist or is not used.
             SingularMatrixError, NotPositiveDefiniteError: the matrix has no such factor.
             DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
+            DeviceOutOfMemoryError: the device has no room, and the method cannot do without it.
         """
         choice = choose(entry.structure, options, has_x0=has_x0, device=self._device)
         if options.reuse is not None:
@@ -124,15 +132,28 @@ class Preparer:
 
     def _factor(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
         """A factor of these very values, by the first method of the choice that has one."""
+        vacated = False
         while True:
             try:
                 return self._build(entry, choice, context)
+            except DeviceOutOfMemoryError:
+                # Others' factors go first; when there are none that could, the host takes the work.
+                if not vacated and self.vacate_device():
+                    vacated = True
+                elif _has_host(choice):
+                    choice = _on_host(choice)
+                else:
+                    raise
             except (NotPositiveDefiniteError, SingularMatrixError):
                 # Only the factorization itself could tell; the cache remembers that it did. Where LDL
                 # met a singular block, LU in another order of pivots may yet find its way.
                 if choice.fallback is None:
                     raise
                 choice = choice.fallback
+
+    def vacate_device(self) -> bool:
+        """Take everything unused from the device; False when nothing was there."""
+        return self._cache.vacate_device()
 
     def _build(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
         held = self._cache.factor(entry, choice.spec)
@@ -152,7 +173,9 @@ class Preparer:
             context,
             self._predicted_bytes(entry, choice, symbolic.value),
         )
-        self._seen.setdefault(entry.pattern, {})[_kind(choice, entry)] = factor.value.nbytes
+        self._seen.setdefault(entry.pattern, {})[_kind(choice, entry)] = (
+            factor.value.device_nbytes or factor.value.nbytes
+        )
         self._count(symbolic, factor, choice)
         return Prepared(
             ref=factor.value,
@@ -173,7 +196,10 @@ class Preparer:
         seen = self._seen.setdefault(entry.pattern, {}).get(_kind(choice, entry))
         if seen is not None:
             return seen
-        return systems(entry.operand) * (symbolic.predicted_nbytes(choice.spec.precision) or 0)
+        predicted = systems(entry.operand) * (symbolic.predicted_nbytes(choice.spec.precision) or 0)
+        if choice.spec.device != CPU:
+            predicted -= entry.operand.values.nbytes  # the copy of its process, which lies on the host
+        return max(predicted, 0)
 
     def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Order[Symbolic]:
         self._telemetry.count("analyses")
@@ -184,6 +210,19 @@ class Preparer:
             self._telemetry.phase("analyze", symbolic.seconds_run)
         if factor.lookup == "miss":
             self._telemetry.phase("factor", factor.seconds_run)
+
+
+def _has_host(choice: Choice) -> bool:
+    return choice.spec.device != CPU and not ROWS[choice.spec.method].only_cuda
+
+
+def _on_host(choice: Choice) -> Choice:
+    """The same method on the CPU."""
+    return Choice(
+        replace(choice.spec, device=CPU),
+        f"{choice.reason}; on the CPU, since {choice.spec.device} has no room",
+        None if choice.fallback is None else _on_host(choice.fallback),
+    )
 
 
 def _kind(choice: Choice, entry: MatrixEntry[FactorRef]) -> Kind:

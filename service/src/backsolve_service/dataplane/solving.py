@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from backsolve.errors import NeedMatrixError, NotPositiveDefiniteError, SolveError
+from backsolve.errors import DeviceOutOfMemoryError, NeedMatrixError, NotPositiveDefiniteError, SolveError
 from backsolve.types import Array, Certificate, Element, Options, Status, Timings
 
 from ..cache.entries import MatrixEntry
@@ -92,6 +92,10 @@ class Answering:
             except FactorLostError:
                 # Its process ended, for another call's sake; the matrix is here, so nobody need hear of it.
                 if not rebuilds_left:
+                    raise
+            except DeviceOutOfMemoryError:
+                # No room for the columns: what other callers' factors hold there is of less use now.
+                if not rebuilds_left or not self._preparer.vacate_device():
                     raise
         certificate = self._certificate(prepared, solved, entry)
         self._count(op, certificate, solved, rhs.shape[-1])

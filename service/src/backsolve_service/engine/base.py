@@ -138,6 +138,8 @@ class Factor(ABC):
 
     operand: Operand
     direct: ClassVar[bool]
+    movable: ClassVar[bool] = False
+    """Its numbers can be copied between a device and the host; else it is built again."""
     max_columns: ClassVar[int]
     """Widest block of columns that still gains over narrower ones; the scheduler's cap."""
 
@@ -160,6 +162,20 @@ class Factor(ABC):
     def note(self) -> str | None:
         """What the caller should know of this factor: said after the reason in the certificate."""
         return None
+
+    @property
+    def device_nbytes(self) -> int:
+        """Those of `nbytes` that lie on a device other than the CPU."""
+        return 0
+
+    def moved(self, device: str) -> "Factor":
+        """The same factor with its numbers on another device; itself where it is not `movable`.
+
+        Raises:
+            DeviceOutOfMemoryError, MemoryBudgetError: there is no room for them.
+        """
+        del device
+        return self
 
     @property
     @abstractmethod

@@ -27,6 +27,16 @@ def check_device(device: str) -> None:
         )
 
 
+SHARE = 0.75
+"""Of a device's free memory, what factors may take by default; the rest is left to the solves themselves."""
+
+
+def factor_budget(device: str) -> int:
+    """Bytes of a device that factors may hold by default; 0 for the CPU, which has no room of its own."""
+    figures = memory(device)
+    return int(SHARE * (figures["total"] - figures["used"])) if figures else 0
+
+
 def memory(device: str) -> Mapping[str, int]:
     """Bytes of an accelerator's memory, "used" and "total"; empty for the CPU."""
     if device == CPU:

@@ -103,6 +103,11 @@ class RestrictedFactor(Factor):
         """Bytes of the factor and of the values that are left."""
 
     @property
+    def device_nbytes(self) -> int:
+        """Those of the factor of what is left."""
+        return self.inner.device_nbytes
+
+    @property
     def condition(self) -> float | None:
         """Of what is left, which has a condition number somewhat above that of A on its range."""
         return self.inner.condition

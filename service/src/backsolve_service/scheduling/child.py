@@ -4,6 +4,7 @@ It imports the engine alone, serves one request after another, and ends when its
 reads the end of the stream when it is idle, and the kernel kills it when it is not.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import mmap
@@ -18,7 +19,7 @@ from typing import final
 
 import numpy as np
 
-from backsolve.errors import BacksolveError, InternalError
+from backsolve.errors import BacksolveError, DeviceOutOfMemoryError, InternalError, MemoryBudgetError
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, DensePattern, Pattern
 from backsolve.types import DTYPES, Array
@@ -30,7 +31,20 @@ from ..engine.operand import Operand
 from ..engine.restricted import solver_for
 from .channel import Channel
 from .launch import DEVICE_FAULT_STATUS
-from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Ready, Release, Reply, Request, Solve
+from .messages import (
+    Analyze,
+    Analyzed,
+    Answered,
+    Factored,
+    Factorize,
+    Failed,
+    Move,
+    Ready,
+    Release,
+    Reply,
+    Request,
+    Solve,
+)
 from .threads import trim
 
 _PR_SET_PDEATHSIG = 1
@@ -68,6 +82,10 @@ class Server:
                 del arrays
                 self._release(request)
                 continue
+            if isinstance(request, Move):
+                del arrays
+                self._move(request)
+                continue
             reply, results = self._reply(request, arrays)
             del arrays
             try:
@@ -104,7 +122,7 @@ class Server:
         operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
         factor = solver_for(request.spec).factorize(symbolic, operand, request.spec)
         self._factors[request.factor] = factor
-        return Factored(_held(factor), factor.direct, factor.max_columns)
+        return Factored(_held(factor), factor.device_nbytes, factor.movable, factor.direct, factor.max_columns)
 
     def _solve(self, request: Solve, arrays: list[Array]) -> tuple[Answered, list[list[Array]]]:
         for array in arrays:
@@ -114,6 +132,13 @@ class Server:
         controls = replace(request.controls, x0=x0, cancelled=lambda: self._flag[0] != 0)
         whole = answer(self._factors[request.factor], rhs, request.trans, controls)
         return Answered(replace(whole, x=np.empty(0))), [[whole.x]]
+
+    def _move(self, request: Move) -> None:
+        """Copy a factor; where there is no room it stays, and is solved with where it is."""
+        factor = self._factors.get(request.factor)
+        if factor is not None:
+            with contextlib.suppress(DeviceOutOfMemoryError, MemoryBudgetError):
+                self._factors[request.factor] = factor.moved(request.device)
 
     def _release(self, request: Release) -> None:
         for number in request.numbers:

@@ -1,6 +1,6 @@
 """What a process worker is asked, and what it answers; arrays travel beside the message (`channel.py`).
 
-Every request but `Release` has one reply: `Analyzed`, `Factored`, `Answered` or `Failed`.
+Every request but `Release` and `Move` has one reply: `Analyzed`, `Factored`, `Answered` or `Failed`.
 """
 
 from collections.abc import Mapping
@@ -71,6 +71,8 @@ class Factored:
     """Attributes: those of the factor that `FactorRef` tells."""
 
     nbytes: int
+    device_nbytes: int
+    movable: bool
     direct: bool
     max_columns: int
 
@@ -114,6 +116,15 @@ class Release:
 
     numbers: tuple[int, ...]
     arena: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy the numbers of a factor to another device, if it is there and has room; there is no reply."""
+
+    factor: int
+    device: str
 
 
 Request = Analyze | Factorize | Solve

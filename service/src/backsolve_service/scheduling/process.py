@@ -32,7 +32,7 @@ from ..observer import Observer, Restart
 from .backlog import Backlog
 from .lane import Job, Lane
 from .launch import Child, launch
-from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Release, Reply, Request, Solve
+from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Move, Release, Reply, Request, Solve
 from .worker import FactorLostError, FactorRef, Wanted, Worker
 
 _log = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class ProcessWorker(Worker):
         self._factors: dict[int, int] = {}
         self._symbolics: set[int] = set()
         self._forgotten: deque[int] = deque()  # by a finalizer, which may run anywhere: it takes no lock
+        self._moves: deque[tuple[FactorRef, str]] = deque()
         self._losses_in_row = 0
         self._last_loss: Restart | None = None
         self._not_before = 0.0
@@ -184,6 +185,8 @@ class ProcessWorker(Worker):
             direct=made.direct,
             max_columns=made.max_columns,
             generation=self._generation,
+            device_nbytes=made.device_nbytes,
+            movable=made.movable,
         )
 
     def answer(
@@ -224,6 +227,10 @@ class ProcessWorker(Worker):
     def free(self, ref: FactorRef) -> None:
         """Let a factor go before the next job begins."""
         self._lane.discard(ref.id)
+
+    def move(self, ref: FactorRef, device: str) -> None:
+        """Have a movable factor copied to a device before the next job runs."""
+        self._moves.append((ref, device))
 
     def close(self, timeout: float) -> bool:
         """Run what waits, end the process. A job that takes longer loses its process, and fails."""
@@ -310,6 +317,7 @@ class ProcessWorker(Worker):
         if child is None:
             child = self._start()
         self._forget()
+        self._rearrange()
         return child
 
     def _start(self) -> Child:
@@ -364,6 +372,13 @@ class ProcessWorker(Worker):
         if gone:
             self._tell(Release(tuple(gone)))
 
+    def _rearrange(self) -> None:
+        """Pass on what is to be moved; only a job needs the room, so it is done when one begins."""
+        while self._moves:
+            ref, device = self._moves.popleft()
+            if self.holds(ref) and ref.id in self._factors:
+                self._tell(Move(ref.id, device))
+
     def _trim(self) -> None:
         """Give a large arena back, here and there."""
         child = self._child
@@ -371,7 +386,7 @@ class ProcessWorker(Worker):
             child.channel.forget_arena()
             self._tell(Release((), arena=True))
 
-    def _tell(self, message: Release) -> None:
+    def _tell(self, message: Release | Move) -> None:
         child = self._child
         if child is None:
             return

@@ -234,6 +234,10 @@ class Scheduler:
         """Let a factor go, on its worker; returns at once."""
         ref.worker.free(ref)
 
+    def move(self, ref: FactorRef, device: str) -> None:
+        """Have a factor's numbers copied between its device and the host before its worker's next job."""
+        ref.worker.move(ref, device)
+
     def drain(self) -> None:
         """Refuse new calls from now on; those admitted go on."""
         self._backlog.drain()

@@ -54,6 +54,8 @@ class FactorRef:
         m: rows, where they differ from n, the columns; None: n.
         note: what the certificate says of it.
         generation: of the worker's process, with which the factor dies; 0 for a thread.
+        device_nbytes: those of `nbytes` that lie on a device when it is built.
+        movable: its numbers can be copied to the host and back.
     """
 
     worker: "Worker"
@@ -67,6 +69,8 @@ class FactorRef:
     generation: int = 0
     m: int | None = None
     note: str | None = None
+    device_nbytes: int = 0
+    movable: bool = False
 
     @property
     def precision(self) -> str:
@@ -138,6 +142,10 @@ class Worker(ABC):
     @abstractmethod
     def free(self, ref: FactorRef) -> None:
         """Let a factor go before the next job begins; returns at once, and may be repeated."""
+
+    @abstractmethod
+    def move(self, ref: FactorRef, device: str) -> None:
+        """Have a movable factor copied to a device before the next job runs; returns at once."""
 
     @abstractmethod
     def close(self, timeout: float) -> bool:
@@ -226,6 +234,10 @@ class ThreadWorker(Worker):
     def free(self, ref: FactorRef) -> None:
         """Let a factor go before the next job begins."""
         self._lane.discard(ref.id)
+
+    def move(self, ref: FactorRef, device: str) -> None:
+        """No factor of a thread lies on a device: each device has a process."""
+        del ref, device
 
     def close(self, timeout: float) -> bool:
         """Run what waits, free every factor, end."""

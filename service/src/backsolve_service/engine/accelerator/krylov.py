@@ -12,6 +12,7 @@ from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, Outcome
 from ..certify import Proof
+from ..device import CPU
 from ..faults import not_definite, record
 from ..operand import Operand
 from ..scaling import exponents, magnitude, shift
@@ -69,6 +70,11 @@ class DeviceKrylovFactor(Factor):
     def nbytes(self) -> int:
         """Bytes on the device: the matrix lies there beside the host's own copy."""
         return sum(part.nbytes for part in (*self.operators, *self.preconditioners) if part is not None)
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them."""
+        return 0 if self.device == CPU else self.nbytes
 
     @property
     def condition(self) -> float | None:

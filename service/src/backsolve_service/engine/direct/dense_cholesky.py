@@ -1,6 +1,6 @@
 """Dense Cholesky (torch: LAPACK potrf, or cuSOLVER on a CUDA device): half the work of LU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome
+from ..device import CPU
 from ..faults import finite_statuses, not_definite, record
 from ..operand import Operand
 from ..structure import is_hermitian
@@ -26,12 +27,23 @@ class DenseCholeskyFactor(Factor):
     estimate: float | None
 
     direct = True
+    movable = True
     max_columns = MAX_COLUMNS
 
     @property
     def nbytes(self) -> int:
         """Bytes of L, stored as a full square."""
         return self.lower.nbytes
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them, where they are not on the CPU."""
+        return 0 if self.device == CPU else self.nbytes
+
+    def moved(self, device: str) -> "DenseCholeskyFactor":
+        """The same factor on another device, bit for bit."""
+        with memory_guard(device):
+            return replace(self, device=device, lower=self.lower.to(device))
 
     @property
     def condition(self) -> float | None:

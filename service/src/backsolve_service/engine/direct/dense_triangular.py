@@ -1,6 +1,6 @@
 """Dense triangular matrices (torch: BLAS trsm): the matrix is its own factor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -10,6 +10,7 @@ from backsolve.errors import InvalidPatternError
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome
+from ..device import CPU
 from ..faults import finite_statuses, record, singular
 from ..operand import Operand
 from ..structure import triangle
@@ -29,12 +30,23 @@ class DenseTriangularFactor(Factor):
     estimate: float | None
 
     direct = True
+    movable = True
     max_columns = MAX_COLUMNS
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copy that torch solves with."""
         return self.matrix.nbytes
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them, where they are not on the CPU."""
+        return 0 if self.device == CPU else self.nbytes
+
+    def moved(self, device: str) -> "DenseTriangularFactor":
+        """The same factor on another device, bit for bit."""
+        with memory_guard(device):
+            return replace(self, device=device, matrix=self.matrix.to(device))
 
     @property
     def condition(self) -> float | None:

@@ -1,6 +1,6 @@
 """Dense LU with partial pivoting (torch: LAPACK getrf, or cuSOLVER on a CUDA device)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -10,6 +10,7 @@ from backsolve.pattern import AnyPattern, DensePattern
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
+from ..device import CPU
 from ..faults import finite_statuses, record, singular
 from ..operand import Operand
 from .dense import (
@@ -37,12 +38,23 @@ class DenseLuFactor(Factor):
     estimate: float | None
 
     direct = True
+    movable = True
     max_columns = MAX_COLUMNS
 
     @property
     def nbytes(self) -> int:
         """Bytes of L, U and the pivots."""
         return self.lu.nbytes + self.pivots.nbytes
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them, where they are not on the CPU."""
+        return 0 if self.device == CPU else self.nbytes
+
+    def moved(self, device: str) -> "DenseLuFactor":
+        """The same factor on another device, bit for bit."""
+        with memory_guard(device):
+            return replace(self, device=device, lu=self.lu.to(device), pivots=self.pivots.to(device))
 
     @property
     def condition(self) -> float | None:

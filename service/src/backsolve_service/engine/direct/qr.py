@@ -3,7 +3,7 @@
 Backward stable whatever the matrix, with no growth of elements as in LU; four times LU's time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -13,6 +13,7 @@ from backsolve.pattern import AnyPattern, DensePattern
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
+from ..device import CPU
 from ..faults import finite_statuses, record
 from ..operand import Operand
 from ..tolerance import epsilon
@@ -43,12 +44,23 @@ class QrFactor(Factor):
     estimate: float | None
 
     direct = True
+    movable = True
     max_columns = MAX_COLUMNS
 
     @property
     def nbytes(self) -> int:
         """Bytes of Q and R, two full squares."""
         return self.q.nbytes + self.r.nbytes
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them, where they are not on the CPU."""
+        return 0 if self.device == CPU else self.nbytes
+
+    def moved(self, device: str) -> "QrFactor":
+        """The same factor on another device, bit for bit."""
+        with memory_guard(device):
+            return replace(self, device=device, q=self.q.to(device), r=self.r.to(device))
 
     @property
     def condition(self) -> float | None:

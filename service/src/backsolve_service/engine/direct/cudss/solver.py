@@ -23,6 +23,7 @@ from ...accelerator.place import fetch, torch_dtype, upload, working
 from ...accelerator.proof import prove
 from ...base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ...certify import Proof
+from ...device import CPU
 from ...faults import finite_statuses, record, singular
 from ...operand import Operand
 from ...structure import inspect_pattern
@@ -98,6 +99,11 @@ class CudssFactor(Factor):
         """Bytes on the device: factors as the library estimates them, and A twice, for it and for residuals."""
         stored = 0 if self.matrix is None else sum(int(t.nbytes) for t in self.matrix.tensors)
         return self.resident + stored + sum(operator.nbytes for operator in self.operators if operator is not None)
+
+    @property
+    def device_nbytes(self) -> int:
+        """All of them; in hybrid mode too, where the library does not tell its two parts apart."""
+        return 0 if self.device == CPU else self.nbytes
 
     @property
     def condition(self) -> float | None:
