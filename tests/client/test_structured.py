@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 import backsolve
 from backsolve.canonical import canonicalise
-from backsolve.errors import InvalidDtypeError, InvalidShapeError
+from backsolve.errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
 from backsolve.structured import Structured
 from support.systems import random_like
 
@@ -18,10 +19,19 @@ def made(name: str, dtype: str = "complex128") -> Structured:
         )
     if name == "tied":
         return backsolve.LowRankPlusDiagonal(random_like((6,), dtype, 52_118), random_like((6, 2), dtype, 52_119))
-    raise ValueError(name)
+    if name == "Kronecker":
+        return backsolve.Kronecker(random_like((2, 2), dtype, 52_120), random_like((3, 3), dtype, 52_121))
+    c, r = (random_like((6,), dtype, seed) for seed in (52_122, 52_123))
+    return {
+        "Circulant": backsolve.Circulant(c),
+        "Toeplitz": backsolve.Toeplitz(c, r),
+        "Hermitian": backsolve.Toeplitz(c),
+    }[name]
 
 
-each = pytest.mark.parametrize("name", ["LowRankPlusDiagonal", "tied"])
+each = pytest.mark.parametrize(
+    "name", ["LowRankPlusDiagonal", "tied", "Kronecker", "Circulant", "Toeplitz", "Hermitian"]
+)
 
 
 @each
@@ -49,6 +59,22 @@ def test_low_rank_is_what_it_says() -> None:
     assert tied.V is None
 
 
+def test_the_others_are_what_scipy_makes() -> None:
+    kronecker, circulant, general, hermitian = (made(n) for n in ("Kronecker", "Circulant", "Toeplitz", "Hermitian"))
+    assert isinstance(kronecker, backsolve.Kronecker)
+    assert isinstance(circulant, backsolve.Circulant)
+    assert isinstance(general, backsolve.Toeplitz)
+    assert isinstance(hermitian, backsolve.Toeplitz)
+    np.testing.assert_allclose(kronecker.toarray(), np.kron(*kronecker.factors), rtol=1e-12)
+    np.testing.assert_allclose(circulant.toarray(), linalg.circulant(circulant.c), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(general.toarray(), linalg.toeplitz(general.c, general.r), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(hermitian.toarray(), linalg.toeplitz(hermitian.c), rtol=0, atol=1e-13)
+    empty = (backsolve.Circulant([]), backsolve.Toeplitz([]), backsolve.Kronecker(np.zeros((0, 0)), np.eye(2)))
+    for a in empty:
+        assert a.toarray().shape == (0, 0)
+        assert canonicalise(a).like_caller(np.zeros(a.pattern.entries)).shape == (0, 0)
+
+
 def test_shapes_and_types_that_do_not_fit() -> None:
     make = backsolve.LowRankPlusDiagonal
     with pytest.raises(InvalidShapeError, match="must be"):
@@ -57,6 +83,12 @@ def test_shapes_and_types_that_do_not_fit() -> None:
         make(np.ones(3), np.ones((3, 1)), np.ones((3, 2)))
     with pytest.raises(InvalidShapeError, match="batch"):
         make(np.ones((2, 3)), np.ones((3, 1)))
+    with pytest.raises(InvalidShapeError, match="factor 2"):
+        backsolve.Kronecker(np.eye(2), np.ones((2, 3)))
+    with pytest.raises(InvalidPatternError, match="1 to 16"):
+        backsolve.Kronecker()
+    with pytest.raises(InvalidShapeError, match="alike"):
+        backsolve.Toeplitz(np.ones(3), np.ones(4))
     with pytest.raises(InvalidDtypeError):
         make(np.ones(3), np.array([["a"]] * 3))
 

@@ -1,5 +1,7 @@
 """Structured matrices give the same answers, gradients and tangents on every way in."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,37 @@ from backsolve.errors import InvalidOptionError, InvalidPatternError, SingularMa
 from backsolve.structured import Structured
 from support.systems import op, random_like
 
-METHODS = {"low_rank": "woodbury"}
+METHODS = {"low_rank": "woodbury", "kronecker": "kronecker", "circulant": "circulant", "toeplitz": "toeplitz"}
 each_kind = pytest.mark.parametrize("kind", METHODS)
 each_trans = pytest.mark.parametrize("trans", ["N", "T", "H"])
 
 
-def parameters(kind: str, dtype: str, seed: int = 0) -> tuple[type[Structured], dict[str, np.ndarray]]:
+def parameters(kind: str, dtype: str, seed: int = 0) -> tuple[Callable[..., Structured], dict[str, np.ndarray]]:
     """A class and well-conditioned parameters for it."""
     if kind == "low_rank":
         d, u, v = (random_like(s, dtype, 118_204_661 + i + seed) for i, s in enumerate([(12,), (12, 3), (12, 3)]))
         return backsolve.LowRankPlusDiagonal, {"d": d + 5, "U": u, "V": v}
-    raise ValueError(kind)
+    c, r, first, second = (
+        random_like(s, dtype, 702_991_304 + i + seed) for i, s in enumerate([(12,), (12,), (3, 3), (4, 4)])
+    )
+    head = (20 * (np.arange(12) == 0)).astype(c.dtype)
+    if kind == "circulant":
+        return backsolve.Circulant, {"c": c + head}
+    if kind == "toeplitz":
+        # r[0] belongs to nothing.
+        return backsolve.Toeplitz, {"c": c + head, "r": r * (head == 0)}
+    return _Kronecker, {"first": first + 4 * np.eye(3, dtype=c.dtype), "second": second + 4 * np.eye(4, dtype=c.dtype)}
+
+
+def _Kronecker(first: np.ndarray, second: np.ndarray) -> backsolve.Kronecker:  # noqa: N802  (stands for the class)
+    return backsolve.Kronecker(first, second)
+
+
+def parameter(a: Structured, name: str) -> np.ndarray:
+    """One of the parameters that `parameters` names."""
+    if isinstance(a, backsolve.Kronecker):
+        return a.factors[name == "second"]
+    return np.asarray(getattr(a, name))
 
 
 @each_kind
@@ -58,11 +80,12 @@ def test_derivatives(client: Client, kind: str, trans: str, dtype: str) -> None:
         client.solve(make(**{p: given[p] + s * moved[p] for p in given}), b + s * db, trans=trans).x for s in (h, -h)
     )
     np.testing.assert_allclose(dx, (plus - minus) / (2 * h), rtol=0, atol=1e-6 * np.abs(dx).max())
-    assert type(here.values) is make
+    assert type(here.values) is type(a)
     total = np.vdot(here.b, db).real
     for name in given:
-        np.testing.assert_allclose(getattr(here.values, name), getattr(there.values, name), rtol=1e-12, atol=1e-13)
-        total += np.vdot(getattr(here.values, name), moved[name]).real
+        mine, theirs = parameter(here.values, name), parameter(there.values, name)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-13)
+        total += np.vdot(mine, moved[name]).real
     assert total == pytest.approx(np.vdot(g, dx).real, rel=1e-9)
     assert here.corrected_value == pytest.approx(np.vdot(g, x).real, rel=1e-9, abs=1e-9)
 
@@ -103,3 +126,15 @@ def test_the_gradient_of_a_tied_factor_is_that_of_both_places(client: Client) ->
     plus, minus = (client.solve(backsolve.LowRankPlusDiagonal(a.d, u + s * du), b).x for s in (h, -h))
     assert got.V is None
     assert np.vdot(got.U, du).real == pytest.approx(np.vdot(g, (plus - minus) / (2 * h)).real, rel=1e-6)
+
+
+def test_the_gradient_of_a_hermitian_toeplitz_is_that_of_both_places(client: Client) -> None:
+    c, dc = (random_like((9,), "complex128", seed) for seed in (81_002, 81_003))
+    b, g = random_like((2, 9), "complex128", 81_004)
+    c[0] = 20
+    x = client.solve(backsolve.Toeplitz(c), b).x
+    got = client.vjp(backsolve.Toeplitz(c), x, g, want=("values",)).values
+    h = 1e-6
+    plus, minus = (client.solve(backsolve.Toeplitz(c + s * dc), b).x for s in (h, -h))
+    assert got.r is None
+    assert np.vdot(got.c, dc).real == pytest.approx(np.vdot(g, (plus - minus) / (2 * h)).real, rel=1e-6)

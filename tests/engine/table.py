@@ -70,6 +70,9 @@ TABLE = (
     Row("block_diagonal", None, "csr", "diagonal"),
     Row("woodbury", None, "structured", "general"),
     Row("woodbury", None, "structured", "zero_diagonal"),
+    Row("kronecker", None, "structured", "general"),
+    Row("circulant", None, "structured", "circulant"),
+    Row("toeplitz", None, "structured", "toeplitz"),
     Row("cg", "jacobi", "dense", "definite"),
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
@@ -145,8 +148,16 @@ STRUCTURES = {
     "tridiagonal": lambda a, full, shift: np.triu(np.tril(full, 1), -1) + shift,
     "definite_band": lambda a, full, shift: _mirrored(np.tril(np.triu(full), 3)) + 2 * shift,
     "blocks": lambda a, full, shift: np.where(_blocks(len(a)), full, 0) + shift,
+    "circulant": lambda a, full, shift: _rotated(full[:, 0] / 2) + 2 * shift,
+    "toeplitz": lambda a, full, shift: _rotated(full[:, 0] / 2, full[0] / 2) + 2 * shift,
 }
 """Each kind from a sparse `a`, a full array, and a multiple of the identity."""
+
+
+def _rotated(column, row=None):
+    """Constant along each diagonal; of a column alone cyclically so."""
+    lag = np.subtract.outer(np.arange(len(column)), np.arange(len(column)))
+    return column[lag] if row is None else np.where(lag >= 0, column[lag], row[-lag])
 
 
 def _mirrored(a):
@@ -172,6 +183,14 @@ def structured(method, a):
         u = np.where(np.eye(n, dtype=bool), 0, a)
         values = [d, u.reshape(flat), v.reshape(flat)]
         return Matrix(StructuredPattern("low_rank", (n, n)), np.concatenate(values, axis=-1).astype(a.dtype))
+    if method == "kronecker":
+        return Matrix(StructuredPattern("kronecker", (n,)), a.reshape(flat))
+    column = a[..., :, 0] if n else np.zeros(flat)
+    if method == "circulant":
+        return Matrix(StructuredPattern("circulant", (n,)), column.astype(a.dtype))
+    if method == "toeplitz":
+        row = a[..., 0, :0:-1] if n else column
+        return Matrix(StructuredPattern("toeplitz", (n,)), np.concatenate([row, column], axis=-1).astype(a.dtype))
     raise ValueError(method)
 
 

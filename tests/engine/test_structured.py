@@ -1,6 +1,7 @@
 """Structured matrices agree with their dense entries: products, norms, solves and derivatives of each kind."""
 
 import tracemalloc
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from backsolve.errors import (
     InvalidPatternError,
     InvalidShapeError,
     NonfiniteInputError,
+    NotSupportedError,
     SingularMatrixError,
 )
 from backsolve.gradient import tangent_rhs, values_gradient
@@ -24,9 +26,15 @@ from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
 from backsolve_service.engine.select import choose, method_of
 from backsolve_service.engine.structure import inspect, inspect_pattern
+from backsolve_service.engine.structured import toeplitz as engine_toeplitz
 from engine.table import DTYPES, TOLERANCE, numbers, op
 
-DIMS = {"low_rank": [(24, 3), (1, 1), (5, 0), (3, 4)]}
+DIMS = {
+    "low_rank": [(24, 3), (1, 1), (5, 0), (3, 4)],
+    "kronecker": [(4, 6), (1,), (7,), (2, 3, 4)],
+    "circulant": [(24,), (1,), (2,), (23,)],
+    "toeplitz": [(24,), (1,), (2,), (23,)],
+}
 """Of each kind; the first is the usual one."""
 
 EACH = [(name, dims) for name in names() for dims in DIMS[name]]
@@ -43,6 +51,15 @@ def make(name, dims, dtype, *, batch=None, seed=740_119_835):
     values = numbers((*lead, *pattern.entries), dtype, seed)
     if name == "low_rank":
         values[..., : dims[0]] += 4
+    if name == "kronecker":
+        start = 0
+        for size in dims:
+            values[..., start : start + size * size : size + 1] += 4
+            start += size * size
+    if name == "circulant":
+        values[..., 0] += 3 * dims[0]
+    if name == "toeplitz":
+        values[..., dims[0] - 1] += 3 * dims[0]
     return Matrix(pattern, values)
 
 
@@ -52,7 +69,12 @@ def entries(m, values=None):
     parts = m.pattern.split((m.values if values is None else values).astype(wide))
     if m.pattern.kind.name == "low_rank":
         return np.diag(parts["d"]) + np.einsum("ip,jp->ij", parts["U"], parts["V"].conj())
-    raise ValueError(m.pattern)
+    i, j = np.indices((m.n, m.n))
+    if m.pattern.kind.name == "circulant":
+        return parts["c"][(i - j) % m.n]
+    if m.pattern.kind.name == "toeplitz":
+        return parts["t"][i - j + m.n - 1]
+    return reduce(np.kron, parts.values())
 
 
 def factorize(m):
@@ -100,6 +122,7 @@ def test_products_and_norms(name, dims, dtype):
     x = numbers((m.n, 3), dtype, 80_441_956)
     for trans in TRANS:
         np.testing.assert_allclose(operand.product(0, x, trans), op(a, trans) @ x, rtol=0, atol=1e-12 * m.n)
+        np.testing.assert_array_equal(operand.product(0, x[:, 0], trans).shape, (m.n,))
     np.testing.assert_allclose(operand.norms[0], (np.abs(a).sum(0).max(), np.abs(a).sum(1).max()), rtol=1e-12)
     conjugate = apply(m.pattern.kind, NUMPY, m.pattern.split(m.values), x, "C")
     np.testing.assert_allclose(conjugate, a.conj() @ x, rtol=0, atol=1e-12 * m.n)
@@ -187,9 +210,17 @@ def test_nothing_is_silently_dropped_or_taken(name):
 
 
 def test_sizes_that_no_kind_has():
-    with pytest.raises(InvalidPatternError, match="there are low_rank"):
+    with pytest.raises(InvalidPatternError, match="there are low_rank, kronecker"):
         StructuredPattern("vandermonde", (3,))
-    for name, dims in (("low_rank", (3,)), ("low_rank", (-3, 1)), ("low_rank", (2**31, 1))):
+    for name, dims in (
+        ("circulant", (3, 3)),
+        ("toeplitz", ()),
+        ("kronecker", ()),
+        ("kronecker", (2**16, 2**16)),
+        ("low_rank", (3,)),
+        ("low_rank", (-3, 1)),
+        ("low_rank", (2**31, 1)),
+    ):
         with pytest.raises(InvalidPatternError):
             StructuredPattern(name, dims)
 
@@ -275,6 +306,7 @@ def test_large_ones_never_form_their_entries():
     parts = m.pattern.split(m.values)
     tracemalloc.start()
     got = solved(m, apply(m.pattern.kind, NUMPY, parts, x, "N"))
+    solved(m, x[:, :1])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 8 * n
@@ -288,3 +320,114 @@ def test_norms_of_large_ones_are_bounds():
     one, infinity = Operand(m).norms[0]
     assert a.sum(0).max() <= one <= 5 * a.sum(0).max()
     assert a.sum(1).max() <= infinity <= 5 * a.sum(1).max()
+
+
+@each_trans
+@pytest.mark.parametrize("zeros_of", [0, 40])
+def test_tiny_diagonals_of_every_size_are_solved_without_refinement(trans, zeros_of):
+    """The r smallest, relative to their rows, are replaced: whatever is left is as large as cond(A) has room for."""
+    rng = np.random.default_rng(18_300_442)
+    for _ in range(60):
+        n, r = int(rng.integers(2, 30)), int(rng.integers(1, 5))
+        d = rng.standard_normal(n) * 10.0 ** rng.uniform(-rng.integers(0, 18), 0, n)
+        u, v = rng.standard_normal((2, n, r))
+        m = low_rank(d * (rng.random(n) * 100 >= zeros_of / n), u, v)
+        if np.linalg.cond(entries(m)) < 1e13:
+            got = solved(m, rng.standard_normal((n, 1)), trans)
+            assert got.statuses == ((Status.OK,),)
+            assert got.refinements == 0
+            assert got.backward_error.max() < 1e-13
+
+
+# -- circulant -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 9, 1000])
+@each_dtype
+def test_a_circulant_with_a_zero_eigenvalue_is_told(n, dtype):
+    """Second differences on a ring: constants are mapped to zero."""
+    c = np.zeros(n, dtype=dtype)
+    c[0], c[1], c[-1] = 2, c[1] - 1, c[-1] - 1
+    c[1] = -c[0] - c[2:].sum()
+    with pytest.raises(SingularMatrixError, match=r"coefficient 0.*shift") as caught:
+        factorize(Matrix(StructuredPattern("circulant", (n,)), c))
+    assert caught.value.details["kind"] == "numeric"
+
+
+@pytest.mark.parametrize(("name", "n"), [("circulant", 100_003), ("toeplitz", 100_000)])
+def test_large_ones_take_n_log_n(name, n):
+    rng = np.random.default_rng(82_155_307)
+    t = rng.standard_normal(StructuredPattern(name, (n,)).nnz)
+    middle = 0 if name == "circulant" else n - 1
+    t /= (1 + np.abs(np.arange(t.size) - middle)) ** 1.5
+    t[middle] = 6
+    m = Matrix(StructuredPattern(name, (n,)), t)
+    x = rng.standard_normal((n, 2))
+    tracemalloc.start()
+    f = factorize(m)
+    for trans in TRANS:
+        got = answer(f, apply(m.pattern.kind, NUMPY, m.pattern.split(t), x, trans), trans, Controls())
+        assert got.statuses == ((Status.OK,) * 2,)
+        np.testing.assert_allclose(got.x, x, rtol=0, atol=1e-9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 * 8 * n
+
+
+# -- Toeplitz ------------------------------------------------------------------------------
+
+
+def toeplitz(t):
+    return Matrix(StructuredPattern("toeplitz", ((t.size + 1) // 2,)), t)
+
+
+@each_dtype
+@each_trans
+@pytest.mark.parametrize("way", ["_levinson", "_iterated"])
+def test_the_formula_of_gohberg_and_semencul(monkeypatch, dtype, trans, way):
+    """Either way to its two columns, at a size where dense algebra can check it."""
+    monkeypatch.setattr(engine_toeplitz, "_LEVINSON_ROWS", 0 if way == "_iterated" else 10**6)
+    n = 301
+    t = numbers((2 * n - 1,), dtype, 61_557_020) / (1 + np.abs(np.arange(2 * n - 1) - n + 1))
+    t[n - 1] = 5
+    m = toeplitz(t.astype(dtype))
+    f = factorize(m)
+    assert isinstance(f.systems[0], engine_toeplitz.GohbergSemencul)
+    b = numbers((n, 3), dtype, 61_557_021)
+    got = answer(f, b, trans, Controls())
+    expected = np.linalg.solve(op(entries(m), trans), b)
+    assert got.statuses == ((Status.OK,) * 3,)
+    np.testing.assert_allclose(got.x, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_formula_knows_no_units(scale):
+    n = 300
+    t = numbers((2 * n - 1,), "float64", 7_004_881) / (1 + np.abs(np.arange(2 * n - 1) - n + 1))
+    t[n - 1] = 5
+    b = numbers((n, 1), "float64", 7_004_882)
+    got = solved(toeplitz(scale * t), b)
+    assert got.statuses == ((Status.OK,),)
+    np.testing.assert_allclose(got.x * scale, solved(toeplitz(t), b).x, rtol=1e-8)
+
+
+def test_where_the_formula_fails_the_entries_are_factorized():
+    """Its leading minor of order n - 1 vanishes: the inverse has a zero in its corner, and the recursion fails."""
+    n = 250
+    t = np.zeros(2 * n - 1)
+    t[n - 2] = t[n] = 1.0  # zeros on the diagonal, ones beside it: singular for odd n only
+    m = toeplitz(t)
+    f = factorize(m)
+    assert isinstance(f.systems[0], engine_toeplitz.DenseSystem)
+    b = numbers((n, 1), "float64", 4_310_277)
+    got = answer(f, b, "N", Controls())
+    assert got.statuses == ((Status.OK,),)
+    np.testing.assert_allclose(entries(m) @ got.x, b, rtol=0, atol=1e-9)
+    with pytest.raises(SingularMatrixError):
+        factorize(toeplitz(np.concatenate([[0.0], t, [0.0]])))
+
+
+def test_a_large_singular_one_is_refused_with_a_cure(monkeypatch):
+    monkeypatch.setattr(engine_toeplitz, "_MOST_DENSE_ROWS", 200)
+    with pytest.raises(NotSupportedError, match=r"shift its diagonal.*method='lu'"):
+        factorize(toeplitz(np.ones(2 * 260 - 1)))

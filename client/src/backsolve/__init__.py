@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from .errors import BacksolveError as BacksolveError
     from .factorized import Factorized as Factorized
     from .pattern import Pattern as Pattern
+    from .structured import Circulant as Circulant
+    from .structured import Kronecker as Kronecker
     from .structured import LowRankPlusDiagonal as LowRankPlusDiagonal
+    from .structured import Toeplitz as Toeplitz
     from .types import Certificate as Certificate
     from .types import Gradients as Gradients
     from .types import Solution as Solution
@@ -26,25 +29,31 @@ __version__ = "0.1.0"
 _HOME = {
     "BacksolveError": "errors",
     "Certificate": "types",
+    "Circulant": "structured",
     "Client": "client",
     "Factorized": "factorized",
     "Gradients": "types",
+    "Kronecker": "structured",
     "LowRankPlusDiagonal": "structured",
     "Pattern": "pattern",
     "Solution": "types",
     "Status": "types",
+    "Toeplitz": "structured",
 }
 
 __all__ = [
     "BacksolveError",
     "Certificate",
+    "Circulant",
     "Client",
     "Factorized",
     "Gradients",
+    "Kronecker",
     "LowRankPlusDiagonal",
     "Pattern",
     "Solution",
     "Status",
+    "Toeplitz",
 ]
 
 

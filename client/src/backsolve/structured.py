@@ -127,3 +127,95 @@ class LowRankPlusDiagonal(Structured):
         if self.V is None:
             return LowRankPlusDiagonal(parts["d"], parts["U"] + parts["V"])
         return LowRankPlusDiagonal(parts["d"], parts["U"], parts["V"])
+
+
+@final
+class Kronecker(Structured):
+    """`A = A1 ⊗ A2 ⊗ ...`, solved factor by factor: `n (n1 + n2 + ...)` multiply-adds a column.
+
+    Args:
+        factors: each `[n_i, n_i]`; 1 to 16 of them.
+
+    Raises:
+        InvalidShapeError: one is not square.
+        InvalidPatternError: none, or too many.
+    """
+
+    def __init__(self, *factors: Any) -> None:
+        self.factors = tuple(_parameter(factor, f"factor {i + 1}", 2) for i, factor in enumerate(factors))
+        for index, factor in enumerate(self.factors):
+            if factor.shape[0] != factor.shape[1]:
+                raise InvalidShapeError(f"factor {index + 1} has shape {factor.shape}: it must be square")
+        self._pattern = StructuredPattern("kronecker", [factor.shape[0] for factor in self.factors])
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return self._pattern
+
+    def _parts(self) -> dict[str, Array]:
+        return {f"A{index + 1}": factor for index, factor in enumerate(self.factors)}
+
+    def _made(self, parts: dict[str, Array]) -> "Kronecker":
+        return Kronecker(*parts.values())
+
+
+@final
+class Circulant(Structured):
+    """`A[i, j] = c[(i - j) mod n]`, solved in O(n log n) by Fourier transforms.
+
+    Args:
+        c: `[n]`, the first column.
+    """
+
+    def __init__(self, c: Any) -> None:
+        self.c = _parameter(c, "c", 1)
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("circulant", self.c.shape)
+
+    def _parts(self) -> dict[str, Array]:
+        return {"c": self.c}
+
+    def _made(self, parts: dict[str, Array]) -> "Circulant":
+        return Circulant(parts["c"])
+
+
+@final
+class Toeplitz(Structured):
+    """`A[i, j] = c[i - j]` on and below the diagonal, `r[j - i]` above it.
+
+    Once factorized a solve costs O(n log n); factorizing costs O(n log n) an iteration where the
+    matrix is kind, O(n²) where it is not.
+
+    Args:
+        c: `[n]`, the first column.
+        r: `[n]`, the first row; `r[0]` is not looked at (as in SciPy), and its gradient is 0. None:
+            conj(c), so that A is Hermitian if c[0] is real; the gradient of c is then that of both.
+
+    Raises:
+        InvalidShapeError: c and r differ in length.
+    """
+
+    def __init__(self, c: Any, r: Any = None) -> None:
+        self.c = _parameter(c, "c", 1)
+        self.r = None if r is None else _parameter(r, "r", 1)
+        if self.r is not None and self.r.shape != self.c.shape:
+            raise InvalidShapeError(f"c has shape {self.c.shape} and r {self.r.shape}: they must be alike")
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("toeplitz", self.c.shape)
+
+    def _parts(self) -> dict[str, Array]:
+        row = np.conj(self.c) if self.r is None else self.r
+        return {"t": np.concatenate([row[:0:-1], self.c])}
+
+    def _made(self, parts: dict[str, Array]) -> "Toeplitz":
+        n = self.c.size
+        above, column = parts["t"][: max(n - 1, 0)][::-1], parts["t"][max(n - 1, 0) :]
+        row = np.concatenate([np.zeros(min(n, 1), dtype=above.dtype), above])
+        return Toeplitz(column + np.conj(row)) if self.r is None else Toeplitz(column, row)

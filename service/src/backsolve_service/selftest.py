@@ -22,7 +22,12 @@ from .engine.device import CPU
 from .engine.registry import ROWS, Row, methods
 
 N = 7
-DIMS = {"low_rank": (N, 2)}  # of each kind of structured matrix
+DIMS = {
+    "low_rank": (N, 2),
+    "kronecker": (1, N),
+    "circulant": (N,),
+    "toeplitz": (N,),
+}  # of each kind of structured matrix
 TOLERANCE = 1e-6  # an iterative method stops at its own tolerance; a wrong operator is off by order 1
 TIMEOUT_SECONDS = 120.0
 

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 
 from ..errors import InvalidPatternError
 from .base import Kind
+from .circulant import Circulant
+from .kronecker import Kronecker
 from .low_rank import LowRank
+from .toeplitz import Toeplitz
 
-_KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (LowRank(),)}
+_KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (LowRank(), Kronecker(), Circulant(), Toeplitz())}
 
 
 def names() -> tuple[str, ...]:

@@ -10,6 +10,6 @@ matrices and `spsolve`, `torch.compile(fullgraph=True)`.
 
 from .functional import solve, spsolve
 from .module import LinearSolve
-from .structured import LowRankPlusDiagonal
+from .structured import Circulant, Kronecker, LowRankPlusDiagonal, Toeplitz
 
-__all__ = ["LinearSolve", "LowRankPlusDiagonal", "solve", "spsolve"]
+__all__ = ["Circulant", "Kronecker", "LinearSolve", "LowRankPlusDiagonal", "Toeplitz", "solve", "spsolve"]

@@ -108,3 +108,80 @@ class LowRankPlusDiagonal(Structured):
 
     def _parts(self) -> dict[str, Tensor]:
         return {"d": self.d, "U": self.U, "V": self.V}
+
+
+@final
+class Kronecker(Structured):
+    """`A = A1 ⊗ A2 ⊗ ...`, solved factor by factor.
+
+    Args:
+        factors: each `[n_i, n_i]`; 1 to 16 of them.
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError, InvalidPatternError: they do not fit each other.
+    """
+
+    def __init__(self, *factors: Tensor) -> None:
+        _parameters(**{f"factor {index + 1}": (factor, 2) for index, factor in enumerate(factors)})
+        self.factors = factors
+        for index, factor in enumerate(factors):
+            if factor.shape[0] != factor.shape[1]:
+                raise InvalidShapeError(f"factor {index + 1} has shape {tuple(factor.shape)}: it must be square")
+        self._pattern = StructuredPattern("kronecker", [factor.shape[0] for factor in factors])
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return self._pattern
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {f"A{index + 1}": factor for index, factor in enumerate(self.factors)}
+
+
+@final
+class Circulant(Structured):
+    """`A[i, j] = c[(i - j) mod n]`, solved in O(n log n) by Fourier transforms.
+
+    Args:
+        c: `[n]`, the first column.
+    """
+
+    def __init__(self, c: Tensor) -> None:
+        _parameters(c=(c, 1))
+        self.c = c
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("circulant", tuple(self.c.shape))
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"c": self.c}
+
+
+@final
+class Toeplitz(Structured):
+    """`A[i, j] = c[i - j]` on and below the diagonal, `r[j - i]` above it.
+
+    Args:
+        c: `[n]`, the first column.
+        r: `[n]`, the first row; `r[0]` is not looked at. None: conj(c).
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError: they do not fit each other.
+    """
+
+    def __init__(self, c: Tensor, r: Tensor | None = None) -> None:
+        row = c.conj().resolve_conj() if r is None else r
+        _parameters(c=(c, 1), r=(row, 1))
+        self.c, self.r = c, row
+        if row.shape != c.shape:
+            raise InvalidShapeError(f"c has shape {tuple(c.shape)} and r {tuple(row.shape)}: they must be alike")
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes."""
+        return StructuredPattern("toeplitz", tuple(self.c.shape))
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"t": torch.cat([self.r[1:].flip(0), self.c])}

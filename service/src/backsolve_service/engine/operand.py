@@ -106,9 +106,10 @@ class Operand:
         return made
 
     def product(self, index: int, x: Array, trans: Trans) -> Array:
-        """`op(A) x` of one system in float64; `x` is `[n, k]`."""
+        """`op(A) x` of one system in float64; `x` is `[n, k]` or `[n]`."""
         if isinstance(self.pattern, StructuredPattern):
-            return np.asarray(apply(self.pattern.kind, NUMPY, self.wide[index], x, trans))
+            columns = x if x.ndim == 2 else x[:, None]
+            return np.asarray(apply(self.pattern.kind, NUMPY, self.wide[index], columns, trans)).reshape(x.shape)
         if trans == "N":
             return np.asarray(self.wide[index] @ x)
         a = self.wide_transposed[index]

@@ -20,7 +20,19 @@ from .precond.parameters import Parameter, resolve, split
 
 Layout = Literal["dense", "csr", "structured"]
 
-Need = Literal["square", "diagonal", "triangular", "symmetric", "hermitian", "definite", "rectangular", "low_rank"]
+Need = Literal[
+    "square",
+    "diagonal",
+    "triangular",
+    "symmetric",
+    "hermitian",
+    "definite",
+    "rectangular",
+    "low_rank",
+    "kronecker",
+    "circulant",
+    "toeplitz",
+]
 """What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric; "rectangular"
 is of least squares: any shape, and an answer that the square methods would not give. Each kind of structured
 matrix has a method of its own, which needs that kind."""
@@ -157,6 +169,9 @@ ROWS: Mapping[str, Row] = {
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
     "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
     "lstsq_qr": Row("lstsq.qr:LeastSquaresQr", _DENSE, "rectangular", _LEAST_SQUARES | {"rcond"}, wide=True),
+    "kronecker": Row("structured.kronecker:Kronecker", _STRUCTURED, "kronecker", _DIRECT, wide=True),
+    "circulant": Row("structured.circulant:Circulant", _STRUCTURED, "circulant", _DIRECT, wide=True),
+    "toeplitz": Row("structured.toeplitz:Toeplitz", _STRUCTURED, "toeplitz", _DIRECT, wide=True),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {

@@ -274,6 +274,9 @@ _MET: Mapping[Need, Callable[[Structure], bool]] = {
     "definite": lambda structure: structure.definite_candidate,
     "low_rank": lambda structure: structure.facts.kind == "low_rank",
     "rectangular": lambda structure: True,
+    "kronecker": lambda structure: structure.facts.kind == "kronecker",
+    "circulant": lambda structure: structure.facts.kind == "circulant",
+    "toeplitz": lambda structure: structure.facts.kind == "toeplitz",
 }
 _NAMED: Mapping[Need, str] = {
     "square": "square",
@@ -284,6 +287,9 @@ _NAMED: Mapping[Need, str] = {
     "definite": "Hermitian positive definite",
     "low_rank": "a diagonal plus a part of low rank",
     "rectangular": "rectangular",
+    "kronecker": "a Kronecker product",
+    "circulant": "circulant",
+    "toeplitz": "Toeplitz",
 }
 
 

@@ -96,11 +96,11 @@ def _sound(d: Array, u: Array, v: Array) -> tuple[int, Array, Array, Array]:
         )
     if n == 0 or r == 0:
         return 0, d, u, v
-    # Root by root, so that no product overflows before its factors do.
     size = np.abs(u).max(axis=1) * np.abs(v).max(axis=1)
-    missing = np.abs(d) - _SMALL * size
-    candidates = np.argpartition(missing, min(r, n) - 1)[: min(r, n)] if n > r else np.arange(n)
-    small = candidates[(missing[candidates] < 0) | (d[candidates] == 0)]
+    with np.errstate(all="ignore"):
+        ratio = np.where(d == 0, 0.0, np.abs(d) / size)
+    candidates = np.argpartition(ratio, r - 1)[:r] if n > r else np.arange(n)
+    small = candidates[ratio[candidates] < _SMALL]
     if not small.size:
         return 0, d, u, v
     # Where the row has no low-rank part either, any size will do; that of the largest keeps the scale.
