@@ -77,6 +77,19 @@ TABLE = (
     Row("cg", "jacobi", "csr", "definite"),
     Row("cg", "none", "dense", "definite"),
     Row("cg", "none", "csr", "definite"),
+    *(
+        Row("cg", name, "csr", "definite")
+        for name in ("block_jacobi(size=7)", "ssor(omega=1.2)", "ic", "chebyshev(degree=3)", "amg", "low_rank(rank=4)")
+    ),
+    *(Row("cg", name, "dense", "definite") for name in ("block_jacobi(size=7)", "chebyshev")),
+    *(
+        Row("gmres", name, "csr", "general")
+        for name in ("block_jacobi(size=7)", "ssor(omega=1.2)", "ilu", "ilut(drop=0.01)", "amg")
+    ),
+    Row("gmres", "amg", "dense", "general"),
+    Row("bicgstab", "ilu", "csr", "general"),
+    Row("bicgstab", "ilut", "csr", "zero_diagonal"),
+    Row("minres", "ic", "csr", "definite"),
     *(Row("fcg", "jacobi", layout, "definite") for layout in ("dense", "csr")),
     *(Row("minres", "jacobi", layout, kind) for layout in ("dense", "csr") for kind in ("definite", "indefinite")),
     *(

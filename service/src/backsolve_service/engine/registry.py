@@ -177,6 +177,28 @@ ROWS: Mapping[str, Row] = {
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
     "none": PreconditionerRow("precond.identity:Identity", definite=True, cuda=True),
     "jacobi": PreconditionerRow("precond.jacobi:Jacobi", definite=True, cuda=True),
+    "block_jacobi": PreconditionerRow(
+        "precond.block_jacobi:BlockJacobi", definite=True, parameters={"size": Parameter(32, 1, 1024)}
+    ),
+    "ssor": PreconditionerRow("precond.ssor:Ssor", definite=True, parameters={"omega": Parameter(1.0, 0.01, 1.99)}),
+    "ic": PreconditionerRow("precond.ic:IncompleteCholesky", definite=True),
+    "ilu": PreconditionerRow("precond.ilu:IncompleteLu", definite=False),
+    "ilut": PreconditionerRow(
+        "precond.ilut:ThresholdLu",
+        definite=False,
+        parameters={"drop": Parameter(1e-4, 0, 1), "fill": Parameter(10.0, 1, 1000)},
+    ),
+    "chebyshev": PreconditionerRow(
+        "precond.chebyshev:Chebyshev", definite=True, parameters={"degree": Parameter(4, 1, 64)}
+    ),
+    "amg": PreconditionerRow(
+        "precond.amg:AlgebraicMultigrid",
+        definite=True,
+        parameters={"kind": Parameter("auto", choices=("auto", "rs", "sa"))},
+    ),
+    "low_rank": PreconditionerRow(
+        "precond.low_rank:LowRank", definite=True, parameters={"rank": Parameter(10, 1, 512)}
+    ),
 }
 
 DEFAULT_PRECONDITIONER = "jacobi"
