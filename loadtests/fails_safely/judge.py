@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from backsolve import Client
 from backsolve.errors import BacksolveError, InternalError, NotConvergedError
 from backsolve.types import Array, Solution, Status
+from backsolve_service.engine.registry import ROWS
 
 from .systems import System
 
@@ -52,16 +53,22 @@ def judge(client: Client, system: System, layout: str, method: str, precondition
     except NotConvergedError as error:
         if error.solution is None:
             raise
-        return Verdict(error.solution.status.name, _error(system, error.solution))
+        return Verdict(error.solution.status.name, _error(method, system, error.solution))
     except BacksolveError as error:
         return Verdict(type(error).__name__, float("nan"))
-    found = _error(system, solution)
+    found = _error(method, system, solution)
     good = found <= _LIMIT[system.a.dtype.name]
     return Verdict(solution.status.name if good or solution.status is not Status.OK else WRONG, found)
 
 
-def _error(system: System, solution: Solution) -> float:
-    return backward_error(system.a, system.b, solution.x, system.trans)
+def _error(method: str, system: System, solution: Solution) -> float:
+    return error_of(method, system.a, system.b, solution.x, system.trans)
+
+
+def error_of(method: str, a: Array, b: Array, x: Array, trans: str) -> float:
+    """The backward error of a solution, or how far a least-squares answer is from a minimum."""
+    least_squares = method in ROWS and ROWS[method].least_squares
+    return optimality_error(a, b, x, trans) if least_squares else backward_error(a, b, x, trans)
 
 
 def backward_error(a: Array, b: Array, x: Array, trans: str) -> float:
@@ -71,12 +78,29 @@ def backward_error(a: Array, b: Array, x: Array, trans: str) -> float:
     """
     if x.size == 0:
         return 0.0
+    _, residual, size = _residual(a, b, x, trans)
+    return _worst(np.abs(residual).max(axis=0), size)
+
+
+def optimality_error(a: Array, b: Array, x: Array, trans: str) -> float:
+    """||op(A)ᴴ r|| / (||A|| (||A|| ||x|| + ||b||)) likewise: 0 where r = b - op(A) x is as small as can be."""
+    if x.size == 0:
+        return 0.0
+    full, residual, size = _residual(a, b, x, trans)
+    return _worst(np.abs(full.conj().T @ residual).max(axis=0), size * np.abs(full).sum(axis=0).max())
+
+
+def _residual(a: Array, b: Array, x: Array, trans: str) -> tuple[Array, Array, Array]:
+    """op(A), b - op(A) x and ||A|| ||x|| + ||b|| of each column, in extended precision."""
     wide = np.clongdouble if a.dtype.kind == "c" else np.longdouble
     full = a.astype(wide)
     full = {"N": full, "T": full.T, "H": full.conj().T}[trans]
-    right, answer = (v.astype(wide).reshape(a.shape[0], -1) for v in (b, x))
-    if not np.isfinite(answer).all():
-        return float("inf")
-    residual = np.abs(right - full @ answer).max(axis=0)
+    right, answer = (v.astype(wide).reshape(len(v), -1) for v in (b, x))
     size = np.abs(full).sum(axis=1).max() * np.abs(answer).max(axis=0) + np.abs(right).max(axis=0)
-    return float(np.max(np.where(residual == 0, 0, residual / np.where(size == 0, 1, size))))
+    return full, right - full @ answer, size
+
+
+def _worst(error: Array, size: Array) -> float:
+    with np.errstate(invalid="ignore"):
+        found = np.where(error == 0, 0, error / np.where(size == 0, 1, size))
+    return float(np.max(np.where(np.isnan(found), np.inf, found)))

@@ -10,7 +10,7 @@ from backsolve_service.engine.base import Controls
 from backsolve_service.engine.registry import DEFAULT_PRECONDITIONER, ROWS
 from engine.table import TABLE, array, factor_of, matrix, numbers
 from loadtests.fails_safely.__main__ import cases
-from loadtests.fails_safely.judge import OK, WRONG, backward_error, judge
+from loadtests.fails_safely.judge import OK, WRONG, backward_error, judge, optimality_error
 from loadtests.fails_safely.systems import CONTROLS, COUNT, HARD, systems
 
 SYSTEMS = list(systems())
@@ -75,7 +75,10 @@ def test_the_judge_knows_a_wrong_answer(trans):
     assert backward_error(a, b, x, trans) > 1e-6
     # Products of such numbers are beyond the largest double.
     assert backward_error(1e200 * a, 1e290 * b, 1e90 * x, trans) > 1e-6
+    assert optimality_error(a, b, x, trans) > 1e-7
+    assert optimality_error(a, b, np.linalg.lstsq(full, b)[0], trans) < 1e-14
     x[3, 1] = np.nan
+    assert optimality_error(a, b, x, trans) == np.inf
     assert backward_error(a, b, x, trans) == np.inf
 
 

@@ -42,8 +42,9 @@ class Entries:
             return np.ascontiguousarray(values)
         out = np.zeros((*values.shape[:-1], self.pattern.nnz), dtype=values.dtype)
         flat, source = out.reshape(-1, self.pattern.nnz), values.reshape(-1, values.shape[-1])
-        for row, entries in zip(flat, source, strict=True):
-            np.add.at(row, self.position, entries)
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum that is not finite is refused as such
+            for row, entries in zip(flat, source, strict=True):
+                np.add.at(row, self.position, entries)
         return out
 
     def scatter(self, gradient: Array) -> Array:
