@@ -90,12 +90,14 @@ def _iterate(operator: DeviceOperator, inverse: torch.Tensor, n: int, k: int, de
     b = np.random.default_rng(SEED).standard_normal((k, n))
     problem = Problem(
         multiply=lambda rows: operator.product(rows, "N"),
+        adjoint=lambda rows: operator.product(rows, "H"),
         precondition=lambda rows: rows * inverse,
         b=upload(b, device),
         x0=None,
         sizes=np.linalg.norm(b, axis=1),
         targets=np.zeros(k),
         limit=CG_STEPS,
+        norm=8.0,
         cancelled=lambda: False,
     )
     conjugate_gradients(problem)

@@ -87,6 +87,7 @@ def test_factors_move_and_a_failed_device_ends_its_process_and_nothing_else(sche
         scheduler.move(ref, place)
         np.testing.assert_allclose(a @ solve(scheduler, ref, b), b, rtol=1e-12)
         assert mark.with_suffix(".place").read_text() == place
+    assert (ref.n, ref.m, ref.note) == (here.n, here.m, here.note) == (12, 12, None)
     assert (ref.device_nbytes, ref.movable) == (12 * 12 * 8 + 12 * 4, True)
     assert (here.device_nbytes, here.nbytes) == (0, ref.device_nbytes)
     assert ref.nbytes == ref.device_nbytes + a.nbytes  # the process has its own copy of the values

@@ -164,7 +164,16 @@ ROWS: Mapping[str, Row] = {
         "krylov.minres:MinRes", _BOTH, "hermitian", _ITERATIVE, direct=False, wide=True, definite_preconditioner=True
     ),
     "bicgstab": Row("krylov.bicgstab:BiCgStab", _BOTH, "square", _ITERATIVE, direct=False, wide=True),
-    "gmres": Row("krylov.gmres:Gmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
+    "gmres": Row(
+        "krylov.gmres:Gmres",
+        _BOTH,
+        "square",
+        _RESTARTED,
+        direct=False,
+        cuda=_BOTH,
+        on_cuda="accelerator.methods:DeviceGmres",
+        wide=True,
+    ),
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
     "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),

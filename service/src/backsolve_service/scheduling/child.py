@@ -122,7 +122,8 @@ class Server:
         operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
         factor = solver_for(request.spec).factorize(symbolic, operand, request.spec)
         self._factors[request.factor] = factor
-        return Factored(_held(factor), factor.device_nbytes, factor.movable, factor.direct, factor.max_columns)
+        told = (factor.device_nbytes, factor.movable, factor.direct, factor.max_columns, factor.note)
+        return Factored(_held(factor), *told)
 
     def _solve(self, request: Solve, arrays: list[Array]) -> tuple[Answered, list[list[Array]]]:
         for array in arrays:

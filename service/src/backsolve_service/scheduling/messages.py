@@ -75,6 +75,7 @@ class Factored:
     movable: bool
     direct: bool
     max_columns: int
+    note: str | None
 
 
 @final

@@ -185,6 +185,8 @@ class ProcessWorker(Worker):
             direct=made.direct,
             max_columns=made.max_columns,
             generation=self._generation,
+            m=operand.m,
+            note=made.note,
             device_nbytes=made.device_nbytes,
             movable=made.movable,
         )

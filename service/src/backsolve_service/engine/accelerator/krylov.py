@@ -1,7 +1,7 @@
 """The factor of an iterative method on a device: operators and preconditioners, and one solve with them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -20,15 +20,21 @@ from ..tolerance import SINGLE_EPS, epsilon, iterative_rtol
 from .operator import DeviceOperator
 from .place import fetch, torch_dtype, upload, working
 from .precondition import DevicePreconditioner
-from .problem import Iterated, NotDefiniteError, Problem
-from .proof import prove
+from .problem import Apply, Iterated, NotDefiniteError, Problem
+from .proof import largest_entry, prove
 
 MAX_COLUMNS = 64
 """A block reads A once for all its columns, and an iteration's launches are paid once as well."""
 
 Iterate = Callable[[Problem, Controls], Iterated]
 
-_SEVERITY = (Status.OK, Status.MAX_ITER, Status.STAGNATION, Status.BREAKDOWN)
+_SEVERITY = (Status.OK, Status.MAX_ITER, Status.STAGNATION, Status.BREAKDOWN, Status.INCONSISTENT)
+_ADJOINT: dict[Trans, Trans] = {"N": "H", "T": "N", "H": "N"}
+"""Product that gives the adjoint of op(A); of "T", on conjugated data."""
+
+_SAFE_NORM = 1e60
+"""Squares of what an operator within this makes of vectors near 1 stay far from the ends of the range."""
+
 _EXPONENTS = 1000
 """Powers of two beyond this are applied in two steps: one alone would leave the range of double."""
 
@@ -122,42 +128,48 @@ class DeviceKrylovFactor(Factor):
         hermitian = self.method.hermitian
         conjugate = hermitian and trans == "T" and self.operand.dtype.kind == "c"
         b, powers = self._scaled(rhs, conjugate)
-        start = None if x0 is None else shift(self._rows(x0, conjugate), -powers)
+        applied: Trans = "N" if hermitian else trans
+        size = 0 if hermitian else _far(self.operand.norm(index, applied))
+        start = None if x0 is None else shift(self._rows(x0, conjugate), size - powers)
         sizes = np.linalg.norm(b, axis=1)
         try:
             with working(self.device):
                 problem = Problem(
-                    multiply=self._multiply(index, "N" if hermitian else trans),
-                    precondition=self._precondition(index, "N" if hermitian else trans),
+                    multiply=self._multiply(index, applied),
+                    adjoint=self._multiply(index, "N" if hermitian else _ADJOINT[applied], conjugate=applied == "T"),
+                    precondition=self._precondition(index, applied),
                     b=upload(b, self.device),
                     x0=None if start is None else upload(start, self.device),
                     sizes=sizes,
                     targets=self._targets(sizes, powers, controls),
                     limit=controls.maxiter or self.method.limit_per_row * n,
+                    norm=self.operand.norm(index, applied),
                     cancelled=controls.cancelled,
                 )
-                ended = self.method.iterate(problem, controls)
-                return self._returned(index, problem, ended, powers, conjugate, "N" if hermitian else trans)
+                ended = self.method.iterate(_divided(problem, size) if size else problem, controls)
+                return self._returned(index, problem, ended, powers, size, conjugate, applied)
         except NotDefiniteError:
             other = "lu" if self.operand.pattern.layout == "dense" else "superlu"
             raise not_definite(None, self.method.name, other) from None
 
     def _returned(
-        self, index: int, problem: Problem, ended: Iterated, powers: Array, conjugate: bool, trans: Trans
+        self, index: int, problem: Problem, ended: Iterated, powers: Array, size: int, conjugate: bool, trans: Trans
     ) -> tuple[Array, Array, Status, int]:
         """Round x to the caller's element type and units, prove what was rounded, and bring it to the host."""
         operator = self.operators[index]
         assert operator is not None
-        narrow = _shifted(ended.x, powers).to(torch_dtype(self.operand.dtype))
+        narrow = _shifted(ended.x, powers - size).to(torch_dtype(self.operand.dtype))
         wide = _shifted(narrow.to(ended.x.dtype), -powers)
         figures = fetch(prove(operator, problem.b, wide, trans, self.operand.norm(index, trans)))
         x = fetch(narrow.T.contiguous())
         worst = max(ended.statuses, key=_SEVERITY.index)
         return (np.conj(x) if conjugate else x), figures, worst, ended.iterations
 
-    def _multiply(self, index: int, trans: Trans) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _multiply(self, index: int, trans: Trans, *, conjugate: bool = False) -> Apply:
         operator = self.operators[index]
         assert operator is not None
+        if conjugate and self.operand.dtype.kind == "c":
+            return lambda rows: torch.conj_physical(operator.product(torch.conj_physical(rows), trans))
         return lambda rows: operator.product(rows, trans)
 
     def _precondition(self, index: int, trans: Trans) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -185,6 +197,30 @@ class DeviceKrylovFactor(Factor):
         if not controls.atol:
             return np.asarray(rtol * sizes)
         return np.asarray(np.maximum(rtol * sizes, shift(np.full(powers.shape, controls.atol), -powers)[:, 0]))
+
+
+def _far(norm: float) -> int:
+    """Power of two to divide A by where squares of its products would leave the range, else 0."""
+    return 0 if norm == 0 or 1 / _SAFE_NORM <= norm <= _SAFE_NORM else int(np.frexp(norm)[1])
+
+
+def _divided(problem: Problem, power: int) -> Problem:
+    """The problem of `2**-power A`, whose answer is `2**power x`, with M scaled to do little to a vector's size."""
+    made = fetch(largest_entry(problem.precondition(problem.b)))
+    made = made[problem.sizes > 0]
+    # One number for all columns: M is one matrix.
+    size = int(exponents(made).max()) if made.size else 0
+
+    def by(apply: Apply, exponent: int) -> Apply:
+        return lambda rows: _shifted(apply(rows), np.array([[-exponent]]))
+
+    return replace(
+        problem,
+        multiply=by(problem.multiply, power),
+        adjoint=by(problem.adjoint, power),
+        precondition=by(problem.precondition, size),
+        norm=float(np.ldexp(problem.norm, -power)),
+    )
 
 
 def _shifted(rows: torch.Tensor, powers: Array) -> torch.Tensor:

@@ -10,11 +10,13 @@ from backsolve.types import Status
 
 from ..base import Controls, Factor, FactorSpec, Solver, Symbolic
 from ..faults import finite_statuses, not_definite, record
+from ..krylov.base import RESTART
 from ..operand import Operand
 from ..registry import DEFAULT_PRECONDITIONER
 from ..structure import diagonal, is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW
 from .cg import conjugate_gradients
+from .gmres import gmres
 from .krylov import DeviceKrylovFactor, Method
 from .operator import DeviceOperator
 from .pattern import DeviceSymbolic, analyze
@@ -28,7 +30,12 @@ def _iterate_cg(problem: Problem, controls: Controls) -> Iterated:
     return conjugate_gradients(problem)
 
 
+def _iterate_gmres(problem: Problem, controls: Controls) -> Iterated:
+    return gmres(problem, controls.restart or RESTART)
+
+
 CG = Method("cg", hermitian=True, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_cg)
+GMRES = Method("gmres", hermitian=False, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_gmres)
 
 
 @final
@@ -51,6 +58,28 @@ class DeviceConjugateGradients(Solver):
             DeviceOutOfMemoryError: the device has no room.
         """
         return prepare(CG, symbolic, operand, spec)
+
+
+@final
+class DeviceGmres(Solver):
+    """Any square matrix; the residual never grows. Keeps `restart` vectors a column on the device."""
+
+    name = "gmres"
+
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
+        """Lay out the transpose of a sparse pattern."""
+        del spec
+        return analyze(pattern, hermitian=False)
+
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        """Bring A, a sparse one's transpose, and the preconditioner to the device.
+
+        Raises:
+            SingularMatrixError: the preconditioner would be singular.
+            NonfiniteInputError: the matrix holds NaN or infinity.
+            DeviceOutOfMemoryError: the device has no room.
+        """
+        return prepare(GMRES, symbolic, operand, spec)
 
 
 def prepare(method: Method, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> DeviceKrylovFactor:

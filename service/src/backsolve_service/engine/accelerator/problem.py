@@ -30,22 +30,26 @@ class Problem:
 
     Attributes:
         multiply: `A v` for each row of a block.
+        adjoint: `Aᴴ v` likewise.
         precondition: `M⁻¹ v` likewise.
         b: right-hand sides, magnitudes near 1.
         x0: first iterates, or None for zero.
         sizes: `[k]` 2-norm of each right-hand side; on the host, as `targets`.
         targets: `[k]` wanted 2-norm of each residual.
         limit: most iterations.
+        norm: of A, in the infinity-norm.
         cancelled: asked at each look.
     """
 
     multiply: Apply
+    adjoint: Apply
     precondition: Apply
     b: torch.Tensor
     x0: torch.Tensor | None
     sizes: Array
     targets: Array
     limit: int
+    norm: float
     cancelled: Callable[[], bool]
 
     def check_wanted(self) -> None:
