@@ -5,6 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import splu
 
+from backsolve.errors import NotPositiveDefiniteError
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import TRANS, Status
@@ -13,7 +14,7 @@ from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.direct import graph
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
-from engine.table import factor_of, matrix, numbers, poisson
+from engine.table import array, factor_of, matrix, numbers, poisson
 
 SPEC = FactorSpec("superlu", None, "float64", "cpu")
 
@@ -115,8 +116,6 @@ def test_stored_zeros_on_the_diagonal_are_pivoted_around():
 
 def test_sparse_cholesky_pivots_are_read_in_the_right_place():
     """Every column in turn is the one that fails, under an ordering that is not the natural one."""
-    from backsolve.errors import NotPositiveDefiniteError
-
     m = poisson(6)
     diagonal = np.flatnonzero(m.pattern.rows == m.pattern.indices)
     symbolic = solver("cholesky").analyze(m.pattern)
@@ -139,10 +138,49 @@ def test_sparse_cholesky_pivots_are_read_in_the_right_place():
         assert int(caught.value.details["column"]) in near
 
 
-def test_a_sparse_cholesky_is_counted_with_the_copy_that_reading_its_pivots_leaves():
-    operand = Operand(poisson(20))
-    factors = [
-        solver(name).factorize(solver(name).analyze(operand.pattern), operand, FactorSpec(name, None, "float64", "cpu"))
-        for name in ("superlu", "cholesky")
-    ]
-    assert factors[1].nbytes == 2 * factors[0].nbytes
+@pytest.mark.parametrize(
+    ("m", "copies"),
+    [(poisson(20), 1), (matrix("csr", array("definite", "complex128")), 2)],
+    ids=["dominant", "other"],
+)
+def test_a_sparse_cholesky_is_counted_with_the_copy_that_reading_its_pivots_leaves(m, copies):
+    """A diagonally dominant matrix is definite, and its pivots need not be read."""
+    operand = Operand(m)
+    chosen = solver("cholesky")
+    spec = FactorSpec("cholesky", None, m.dtype.name, "cpu")
+    made = chosen.factorize(chosen.analyze(m.pattern, spec), operand, spec)
+    held = made.handles[0].nnz * (m.dtype.itemsize + 4)
+    assert made.nbytes == copies * held
+    assert copies * held / 2 <= made.ordering.predicted_nbytes(m.dtype.name) <= 2.1 * held
+
+
+def test_dominance_does_not_make_a_matrix_definite_by_itself():
+    """Weakly dominant and singular: the Laplacian of a closed surface, whose rows sum to zero."""
+    with pytest.raises(NotPositiveDefiniteError):
+        factor_of("cholesky", matrix("csr", np.array([[1.0, -1.0], [-1.0, 1.0]])))
+    closed = Operand(poisson(6)).systems[0].toarray()
+    closed -= np.diag(closed.sum(axis=1))
+    try:
+        made = factor_of("cholesky", matrix("csr", closed))
+    except NotPositiveDefiniteError:
+        return
+    got = answer(made, numbers((36, 1), "float64", 10_663), "N", Controls())
+    assert got.statuses[0][0] is not Status.OK
+
+
+def test_a_negative_diagonal_is_dominant_too():
+    with pytest.raises(NotPositiveDefiniteError, match="column 0"):
+        factor_of("cholesky", matrix("csr", -Operand(poisson(5)).systems[0].toarray()))
+
+
+def test_a_batch_is_probed_together_and_repaired_one_by_one():
+    """Only the second system has a diagonal just above the threshold, on which elimination grows without bound."""
+    good = numbers((30, 30), "float64", 71_553) + 30 * np.eye(30)
+    weak = good.copy()
+    weak[np.arange(30), np.arange(30)] = 2e-3 * np.abs(good - 30 * np.eye(30)).max(axis=0)
+    b = numbers((3, 30, 1), "float64", 71_554)
+    batch = np.stack([good, weak, 2 * good])
+    x = factor_of("superlu", matrix("csr", batch)).solve(b, "N", Controls()).x
+    np.testing.assert_allclose(x, np.linalg.solve(batch, b), rtol=1e-9)
+    alone = factor_of("superlu", matrix("csr", weak)).solve(b[1], "N", Controls()).x
+    np.testing.assert_allclose(alone, x[1], rtol=1e-9)

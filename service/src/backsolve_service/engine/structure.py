@@ -20,6 +20,9 @@ WIDTH_FROM = 20_000
 _HUB = 12
 """So many times the mean number of entries in a row make a hub; meshes stay below 5, circuits do not."""
 
+_MANY = 2**20
+"""Numbers compared at once where systems are small."""
+
 _BLOCK_ROWS = 256
 """Rows of a dense matrix compared with its columns at a time: a few MB at n = 1e4."""
 
@@ -163,11 +166,10 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
     if facts.kind is not None:
         # Its own method uses none of these, and no other takes it.
         return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
-    positive = facts.full_diagonal and all(_positive(diagonal(a)) for a in operand.systems)
-    mirrored = facts.symmetric_pattern
-    hermitian = mirrored and all(is_hermitian(a) for a in operand.systems)
+    positive = facts.full_diagonal and _positive(diagonals(operand))
+    hermitian = facts.symmetric_pattern and _all_hermitian(operand, conjugate=True)
     real = operand.dtype.kind != "c"
-    symmetric = hermitian if real else mirrored and all(is_hermitian(a, conjugate=False) for a in operand.systems)
+    symmetric = hermitian if real else facts.symmetric_pattern and _all_hermitian(operand, conjugate=False)
     return Structure(
         facts=facts,
         dense=operand.pattern.layout == "dense",
@@ -177,7 +179,7 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         symmetric=symmetric,
         real_positive_diagonal=positive,
         triangular=_triangular(facts, operand),
-        dominant=facts.full_diagonal and all(_dominant(a) for a in operand.systems),
+        dominant=facts.full_diagonal and is_dominant(operand),
     )
 
 
@@ -232,14 +234,66 @@ def is_hermitian(a: Any, *, conjugate: bool = True) -> bool:
     return _mirrored(a.data, columns.data, conjugate)
 
 
+def hermitian_systems(operand: Operand, *, conjugate: bool = True) -> Array:
+    """`is_hermitian` of each system: many small ones at once."""
+    count = 1 if operand.batch is None else operand.batch
+    entries = operand.values.size // max(count, 1)
+    if operand.batch is None or entries > _MANY:
+        return np.array([is_hermitian(a, conjugate=conjugate) for a in operand.systems], dtype=bool)
+    across = _transposition(operand.pattern)
+    if across is None:
+        return np.zeros(count, dtype=bool)
+    values = operand.values.reshape(count, entries)
+    found = np.ones(count, dtype=bool)
+    step = max(_MANY // max(entries, 1), 1)
+    for start in range(0, count, step):
+        some = values[start : start + step]
+        found[start : start + step] = _agree(some, some[:, across], conjugate).all(axis=1)
+    return found
+
+
+def _all_hermitian(operand: Operand, *, conjugate: bool) -> bool:
+    if operand.batch is None:
+        return is_hermitian(operand.systems[0], conjugate=conjugate)
+    # Most batches that are not Hermitian show it at once.
+    first = operand.batch == 0 or is_hermitian(operand.systems[0], conjugate=conjugate)
+    return first and bool(hermitian_systems(operand, conjugate=conjugate).all())
+
+
+def _transposition(pattern: AnyPattern) -> Array | None:
+    """Of each entry, the number of the one across the diagonal; None where the pattern is not symmetric."""
+    n = pattern.n
+    if not isinstance(pattern, Pattern):
+        return np.arange(n * n).reshape(n, n).T.reshape(-1)
+    numbers = csr_array((np.arange(pattern.nnz), pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
+    if not (np.array_equal(numbers.indptr, pattern.indptr) and np.array_equal(numbers.indices, pattern.indices)):
+        return None
+    return np.asarray(numbers.data)
+
+
 def _mirrored(entries: Array, mirror: Array, conjugate: bool) -> bool:
     if conjugate and mirror.dtype.kind == "c":
         mirror = np.conj(mirror)
-    if np.array_equal(entries, mirror):
-        return True
+    return bool(np.array_equal(entries, mirror)) or bool(_agree(entries, mirror, conjugate=False).all())
+
+
+def _agree(entries: Array, mirror: Array, conjugate: bool) -> Array:
+    if conjugate and mirror.dtype.kind == "c":
+        mirror = np.conj(mirror)
     with np.errstate(over="ignore", invalid="ignore"):
         gap = np.abs(entries - mirror)
-    return bool(np.all(gap <= 8 * epsilon(entries.dtype) * np.abs(entries)))
+        return np.asarray((entries == mirror) | (gap <= 8 * epsilon(entries.dtype) * np.abs(entries)))
+
+
+def diagonals(operand: Operand) -> Array:
+    """`[n]`, or `[batch, n]`; zero where nothing is stored."""
+    pattern = operand.pattern
+    if not isinstance(pattern, Pattern):
+        return np.diagonal(operand.values, axis1=-2, axis2=-1)
+    stored = np.flatnonzero(pattern.rows == pattern.indices)
+    found = np.zeros((*operand.values.shape[:-1], pattern.n), dtype=operand.dtype)
+    found[..., pattern.rows[stored]] = operand.values[..., stored]
+    return found
 
 
 def _positive(entries: Array) -> bool:
@@ -247,16 +301,18 @@ def _positive(entries: Array) -> bool:
     return bool(np.all(entries.real > 0) and np.all(np.abs(entries.imag) <= rounding * entries.real))
 
 
-def _dominant(a: Any) -> bool:
-    """Weak dominance, up to the rounding of a row's sum."""
+def is_dominant(operand: Operand) -> bool:
+    """Weak diagonal dominance of every system, up to the rounding of a row's sum; no row may be empty."""
+    size = np.abs(operand.values)
+    if size.size == 0:
+        return True
     with np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(a, np.ndarray):
-            rows = np.abs(a).sum(axis=1)
+        if isinstance(operand.pattern, Pattern):
+            rows = np.add.reduceat(size, operand.pattern.indptr[:-1], axis=-1)
         else:
-            # Every row has an entry, its diagonal's, so no segment is empty.
-            rows = np.add.reduceat(np.abs(a.data), a.indptr[:-1]) if a.shape[0] else np.zeros(0)
-        size = np.abs(diagonal(a))
-        return bool(np.all(rows - size <= size * (1 + 8 * epsilon(a.dtype))))
+            rows = size.sum(axis=-1)
+        own = np.abs(diagonals(operand))
+        return bool(np.all(rows - own <= own * (1 + 8 * epsilon(operand.dtype))))
 
 
 def _rank_deficient(rows: Any, columns: Any) -> bool:

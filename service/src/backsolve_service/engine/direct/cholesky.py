@@ -1,5 +1,6 @@
 """Cholesky under one name: torch's for dense matrices, SuperLU's symmetric mode for sparse ones."""
 
+from dataclasses import replace
 from typing import final
 
 from backsolve.pattern import AnyPattern, Pattern
@@ -23,7 +24,8 @@ class Cholesky(Solver):
             SingularMatrixError: no values on this pattern are invertible.
         """
         if isinstance(pattern, Pattern):
-            return analyze(pattern, self.name, spec)
+            # Where the pivots have to be read, SuperLU keeps the copy that it hands out.
+            return replace(analyze(pattern, self.name, spec), copies=2)
         from .dense import DenseSymbolic  # noqa: PLC0415  (torch is for dense matrices only)
 
         return DenseSymbolic(pattern)

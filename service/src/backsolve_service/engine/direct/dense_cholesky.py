@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import final
 
+import numpy as np
 import torch
 
 from backsolve.types import Array, Status, Trans
@@ -11,7 +12,7 @@ from ..base import Controls, Factor, FactorSpec, Outcome
 from ..device import CPU
 from ..faults import finite_statuses, not_definite, record
 from ..operand import Operand
-from ..structure import is_hermitian
+from ..structure import hermitian_systems
 from .dense import MAX_COLUMNS, condition_estimate, conjugating_solve, memory_guard, outcome, values_tensor
 
 
@@ -66,8 +67,8 @@ def factorize_dense(operand: Operand, spec: FactorSpec) -> DenseCholeskyFactor:
         DeviceOutOfMemoryError: the device has no room.
     """
     statuses = finite_statuses(operand)
-    for index, a in enumerate(operand.systems):
-        if statuses[index] is Status.OK and not is_hermitian(a):
+    for index in np.flatnonzero(~hermitian_systems(operand)).tolist():
+        if statuses[index] is Status.OK:
             statuses[index] = record(operand, not_definite(None, "cholesky", "lu"))
     with memory_guard(spec.device):
         lower, info = torch.linalg.cholesky_ex(values_tensor(operand, statuses, spec.device))

@@ -7,6 +7,7 @@ from n = 1000 on, 0.7 to 0.9 of its time to factorize; a solve takes twice as lo
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 
 from backsolve.errors import InvalidOptionError, InvalidPatternError
@@ -16,7 +17,7 @@ from backsolve.types import Array, Status, Trans
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..faults import finite_statuses, record, singular
 from ..operand import Operand
-from ..structure import is_hermitian
+from ..structure import hermitian_systems
 from .dense import (
     MAX_COLUMNS,
     DenseSymbolic,
@@ -108,10 +109,10 @@ class Ldl(Solver):
 
 def _hermitian(operand: Operand, statuses: list[Status]) -> bool:
     """Whether every system is Hermitian; else every one must be symmetric."""
-    usable = [a for a, status in zip(operand.systems, statuses, strict=True) if status is Status.OK]
-    if all(is_hermitian(a) for a in usable):
+    unusable = np.array([status is not Status.OK for status in statuses], dtype=bool)
+    if np.all(unusable | hermitian_systems(operand)):
         return True
-    if operand.dtype.kind == "c" and all(is_hermitian(a, conjugate=False) for a in usable):
+    if operand.dtype.kind == "c" and np.all(unusable | hermitian_systems(operand, conjugate=False)):
         return False
     raise InvalidOptionError(
         "method 'ldl' needs a matrix that is Hermitian or complex symmetric, and this one is not: use method 'lu'",

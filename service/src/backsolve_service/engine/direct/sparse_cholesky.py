@@ -1,7 +1,9 @@
 """Sparse Cholesky, by SuperLU in symmetric mode: pivots stay on the diagonal, so their signs decide.
 
 A Hermitian matrix is positive definite if and only if elimination on the diagonal meets positive
-pivots only; U then is D Lᴴ, and L U serves as well as L Lᴴ would.
+pivots only; U then is D Lᴴ, and L U serves as well as L Lᴴ would. SuperLU shows its pivots only by
+handing out a copy of L and U, which it then keeps. A matrix that is diagonally dominant needs no
+such look: it has no negative eigenvalue (Gershgorin), and elimination itself finds a zero one.
 """
 
 from typing import Any
@@ -12,15 +14,15 @@ from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import Array
 
 from ..base import Symbolic
-from ..faults import factorize_each, not_definite
+from ..faults import factorize_each, not_definite, systems
 from ..operand import Operand
-from ..structure import is_hermitian
+from ..structure import diagonals, hermitian_systems, is_dominant
 from .ordering import Ordering
 from .superlu import SuperLuFactor, decompose
 
 
 def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
-    """Factorize and read the pivots: SuperLU then holds its factor twice, and so it is counted.
+    """Factorize; unless every system is diagonally dominant, read the pivots: the factor is then held twice.
 
     Raises:
         NotPositiveDefiniteError: not Hermitian, or `details["column"]` has no positive pivot.
@@ -28,26 +30,33 @@ def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
         MemoryBudgetError: the factor does not fit in memory.
     """
     assert isinstance(symbolic, Ordering)
-    handles, statuses = factorize_each(operand, lambda index: _factorize(symbolic, operand.systems[index]))
-    return SuperLuFactor(operand, symbolic, handles, statuses, copies=2)
+    if operand.batch == 0:
+        return SuperLuFactor(operand, symbolic, (), ())
+    ordering, count = symbolic, systems(operand)
+    hermitian = hermitian_systems(operand)
+    on_diagonal = diagonals(operand).real.reshape(count, operand.n)
+    dominant = is_dominant(operand)
+    permuted = ordering.each_permuted(operand.values.reshape(count, -1))
+
+    def factorize(index: int) -> Any:
+        if not hermitian[index]:
+            raise not_definite(None, "cholesky", "superlu")
+        _check_diagonal(on_diagonal[index])
+        try:
+            # Threshold 0: the diagonal is the pivot unless it is exactly zero.
+            lu = decompose(permuted(index), symmetric=True, threshold=0.0)
+        except SingularMatrixError as err:
+            raise not_definite(None, "cholesky", "superlu") from err
+        if lu is not None and not dominant:
+            _check_pivots(lu, ordering)
+        return lu
+
+    handles, statuses = factorize_each(operand, factorize)
+    return SuperLuFactor(operand, symbolic, handles, statuses, copies=1 if dominant else 2)
 
 
-def _factorize(ordering: Ordering, a: Any) -> Any:
-    if not is_hermitian(a):
-        raise not_definite(None, "cholesky", "superlu")
-    _check_diagonal(a)
-    try:
-        # Threshold 0: the diagonal is the pivot unless it is exactly zero.
-        lu = decompose(ordering.permuted(a.data), symmetric=True, threshold=0.0)
-    except SingularMatrixError as err:
-        raise not_definite(None, "cholesky", "superlu") from err
-    if lu is not None:
-        _check_pivots(lu, ordering)
-    return lu
-
-
-def _check_diagonal(a: Any) -> None:
-    bad = np.flatnonzero(~(a.diagonal().real > 0))
+def _check_diagonal(entries: Array) -> None:
+    bad = np.flatnonzero(~(entries > 0))
     if bad.size:
         raise not_definite(int(bad[0]), "cholesky", "superlu")
 

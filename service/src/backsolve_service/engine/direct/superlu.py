@@ -12,11 +12,11 @@ import numpy as np
 from scipy.sparse.linalg import splu
 
 from backsolve.errors import MemoryBudgetError
-from backsolve.pattern import AnyPattern, IndexArray
+from backsolve.pattern import AnyPattern, IndexArray, Pattern
 from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
-from ..faults import factorize_each, singular
+from ..faults import factorize_each, singular, systems
 from ..operand import Operand
 from ..tolerance import pivoting_backward_error
 from .mixed import factorize_mixed, is_mixed
@@ -28,7 +28,8 @@ MAX_COLUMNS = 8
 DIAGONAL_THRESHOLD = 1e-3
 """Keeps the ordering's fill and still pivots away from tiny diagonals; hard cases stayed at 1e-15."""
 
-_PROBE_SEED = 615_730_284
+_AT_ONCE = 2**20
+"""Entries of a batch that are multiplied at once."""
 
 
 @final
@@ -90,9 +91,15 @@ class SuperLu(Solver):
         if is_mixed(operand, spec):
             return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
         assert isinstance(symbolic, Ordering)
+        if operand.batch == 0:
+            return SuperLuFactor(operand, symbolic, (), ())
+        permuted = symbolic.each_permuted(operand.values.reshape(systems(operand), -1))
+        threshold = DIAGONAL_THRESHOLD if symbolic.symmetric else 1.0
         handles, statuses = factorize_each(
-            operand, lambda index: _factorize(symbolic, operand, index, operand.systems[index].data)
+            operand, lambda index: decompose(permuted(index), symmetric=symbolic.symmetric, threshold=threshold)
         )
+        if symbolic.symmetric:
+            handles, statuses = _pivoted(operand, symbolic, handles, statuses)
         return SuperLuFactor(operand, symbolic, handles, statuses)
 
 
@@ -145,26 +152,56 @@ def solve_one(lu: Any, ordering: Ordering, rhs: Array, trans: Trans) -> Array:
     return np.asarray(lu.solve(np.asfortranarray(rhs.take(order, axis=0)), trans)).take(inverse, axis=0)
 
 
-def _factorize(ordering: Ordering, operand: Operand, index: int, values: Array) -> Any:
-    permuted = ordering.permuted(values)
-    lu = decompose(permuted, symmetric=ordering.symmetric, threshold=DIAGONAL_THRESHOLD if ordering.symmetric else 1.0)
-    if lu is None or not ordering.symmetric:
-        return lu
-    limit = pivoting_backward_error(operand.dtype)
-    if _probe(lu, ordering, operand, index) <= limit:
-        return lu
-    return decompose(permuted, symmetric=False, threshold=1.0)
+def _pivoted(
+    operand: Operand, ordering: Ordering, handles: tuple[Any, ...], statuses: tuple[Status, ...]
+) -> tuple[tuple[Any, ...], tuple[Status, ...]]:
+    """Full pivoting for the systems in which pivots on the diagonal turn out not to be good enough."""
+    weak = _backward_errors(operand, ordering, handles) > pivoting_backward_error(operand.dtype)
+    if not weak.any():
+        return handles, statuses
+    permuted = ordering.each_permuted(operand.values.reshape(systems(operand), -1))
+
+    def again(index: int) -> Any:
+        return decompose(permuted(index), symmetric=False, threshold=1.0) if weak[index] else handles[index]
+
+    anew, found = factorize_each(operand, again)
+    # What had no factor before was not tried again.
+    return anew, tuple(old if old is not Status.OK else new for old, new in zip(statuses, found, strict=True))
 
 
-def _probe(lu: Any, ordering: Ordering, operand: Operand, index: int) -> float:
-    """Backward error of one solve, to see whether pivots on the diagonal were good enough; infinite if meaningless."""
-    signs = np.random.default_rng(_PROBE_SEED).integers(0, 2, size=(operand.n, 1)) * 2 - 1
-    b = signs.astype(operand.dtype)
-    x = solve_one(lu, ordering, b, "N").astype(operand.wide_dtype)
+def _backward_errors(operand: Operand, ordering: Ordering, handles: tuple[Any, ...]) -> Array:
+    """Of one solve with each factor, `[systems]`; 0 without a factor, infinite if meaningless."""
+    n = operand.n
+    made = np.array([lu is not None for lu in handles], dtype=bool)
+    errors = np.zeros(made.size)
+    if n == 0 or not made.any():
+        return errors
+    # Signs without a pattern of their own: the top bits of multiples of an odd number.
+    multiples = np.arange(n, dtype=np.uint32) * np.uint32(2_654_435_769)
+    b = np.where(multiples >> 31, 1, -1).astype(operand.dtype)
+    permuted = b.take(ordering.order)
+    x = np.stack([lu.solve(permuted) for lu in handles if lu is not None]).take(ordering.inverse, axis=1)
+    x = x.astype(operand.wide_dtype, copy=False)
     with np.errstate(all="ignore"):
-        residual = float(np.abs(b - operand.product(index, x, "N")).max())
-        size = float(np.abs(x).max())
-    # Not a number (an overflow on the way) is as bad as it gets.
-    if not (residual < np.inf and 0 < size < np.inf):
-        return float("inf")
-    return residual / size / (operand.norm(index, "N") + 1.0 / size)
+        residual = np.abs(b - _products(operand, np.flatnonzero(made), x)).max(axis=1)
+        size = np.abs(x).max(axis=1)
+        found = residual / size / (operand.norm_table[made, 1] + 1.0 / size)
+        # Not a number (an overflow on the way) is as bad as it gets.
+        errors[made] = np.where((residual < np.inf) & (size > 0) & (size < np.inf), found, np.inf)
+    return errors
+
+
+def _products(operand: Operand, which: Array, x: Array) -> Array:
+    """`A x` of some systems in float64, `[some, n]`."""
+    if operand.batch is None:
+        return operand.product(0, x[0][:, None], "N")[:, 0][None]
+    pattern = operand.pattern
+    assert isinstance(pattern, Pattern)
+    product = np.empty_like(x)
+    step = max(_AT_ONCE // pattern.nnz, 1)
+    for start in range(0, which.size, step):
+        some = slice(start, start + step)
+        terms = operand.wide_values[which[some]] * x[some].take(pattern.indices, axis=1)
+        # No row is empty: the pattern is not structurally singular.
+        product[some] = np.add.reduceat(terms, pattern.indptr[:-1], axis=1)
+    return product
