@@ -45,7 +45,7 @@ def run(f, b, trans="N", **controls):
     ("method", "peer"),
     [("cg", peers.cg), ("minres", peers.minres), ("bicgstab", peers.bicgstab), ("gmres", peers.gmres)],
 )
-def test_iterations_are_those_of_the_algorithm(method, peer):
+def test_products_are_those_of_the_algorithm(method, peer):
     m = poisson(24, shift=0.05)
     a = csr_array((m.values, m.pattern.indices, m.pattern.indptr), shape=m.pattern.shape)
     b = numbers((m.n, 1), "float64", 15_640_932)
@@ -56,8 +56,9 @@ def test_iterations_are_those_of_the_algorithm(method, peer):
     peer(a, b[:, 0], rtol=1e-8, callback=counted.append, **extra)
     got = run(made(method, m), b, rtol=1e-8, **({"restart": 20} if method == "gmres" else {}))
     assert got.statuses == ((Status.OK,),)
+    products = len(counted) * (2 if method == "bicgstab" else 1)
     # SciPy's MINRES stops by another test, an estimate in which the norms of A and x take part.
-    assert got.iterations[0] == pytest.approx(len(counted), rel=0.35 if method == "minres" else 0.1, abs=2)
+    assert got.iterations[0] == pytest.approx(products, rel=0.35 if method == "minres" else 0.15, abs=2)
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.7])

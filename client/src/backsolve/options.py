@@ -19,7 +19,8 @@ class SolveOptions(TypedDict, total=False):
         method: "auto", or one of `client.info().methods`.
         trans: "N", "T" or "H": solve with A, its transpose, or its conjugate transpose.
         rtol, atol: wanted ||b - op(A)x|| <= max(rtol ||b||, atol), in the 2-norm.
-        maxiter: limit on the iterations of an iterative method.
+        maxiter: limit on the iterations of an iterative method, for each column of b; an iteration is one product
+            with the matrix (BiCGStab takes two at a time).
         preconditioner: of an iterative method: a name of `client.info().preconditioners`, with
             parameters in parentheses if it takes any, e.g. "ssor(omega=1.2)".
         restart: of GMRES: length of the basis after which it starts anew.

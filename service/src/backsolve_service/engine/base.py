@@ -61,7 +61,8 @@ class Controls:
     Attributes:
         rtol, atol: the answer is wanted with ||b - op(A)x|| <= max(rtol ||b||, atol) in each
             column; None: the method's default (see `tolerance.py`).
-        maxiter: of an iterative method.
+        maxiter: most products with op(A) that the recurrence of an iterative method may take for each column;
+            of BiCGStab an iteration has two.
         restart: of GMRES.
         refine: most refinement steps of a direct method.
         x0: first iterate, `[n, k]` (`[batch, n, k]`).
@@ -90,7 +91,7 @@ class Outcome:
     Attributes:
         x: shaped like the right-hand side; NaN where a system of a batch has no answer.
         statuses: one a system (a single matrix is one system).
-        iterations: one a system, 0 for direct methods; the largest of its columns.
+        iterations: one a system, 0 for direct methods; the largest of its columns, counted as `maxiter` counts.
         proof: the figures of x, where the method has measured them itself because x came from
             elsewhere, such as a device; None: they are measured here.
     """

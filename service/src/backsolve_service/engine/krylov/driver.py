@@ -33,15 +33,15 @@ class Start:
         x: `[c, n]` iterates.
         r: `[c, n]` their true residuals; none is zero.
         triggers: `[c]` 2-norms below which the recurrence may propose to stop.
-        limit: most iterations of this cycle.
-        attempt: cycles in a row that gained too little so far, the largest of the columns.
+        limits: `[c]` most products with A that each column may still take, 1 or more.
+        attempts: `[c]` cycles in a row that gained each column too little so far.
     """
 
     x: Array
     r: Array
     triggers: Array
-    limit: int
-    attempt: int
+    limits: Array
+    attempts: Array
 
 
 @final
@@ -51,32 +51,36 @@ class Cycle:
 
     Attributes:
         x: `[c, n]` new iterates; what is not a number is dropped.
-        iterations: steps taken.
+        products: `[c]` products with A that the recurrence of each column has taken.
         broke: `[c]` columns that met a zero denominator.
     """
 
     x: Array
-    iterations: int
+    products: Array
     broke: Array
 
 
-def run(problem: Problem, cycle: Callable[[Problem, Start], Cycle], progress: float) -> Finished:
-    """Run cycles until each column is decided.
+Recurrence = Callable[[Problem, Start], Cycle]
+
+
+def run(problem: Problem, cycle: Recurrence, progress: float, *, varies: bool = False) -> Finished:
+    """Run cycles until each column is decided, each by its own count of products and of cycles in vain.
 
     Args:
         problem: what is solved.
         cycle: the recurrence, from a residual until it proposes to stop, breaks down, or has to restart.
         progress: factor by which a cycle's residual must fall to count as a gain.
+        varies: a cycle depends on `Start.attempts`, so that going back to where one began can help.
     """
-    return _Run(problem, cycle, progress).finished()
+    return _Run(problem, cycle, progress, varies).finished()
 
 
 @final
 class _Run:
     """The state between cycles."""
 
-    def __init__(self, problem: Problem, cycle: Callable[[Problem, Start], Cycle], progress: float) -> None:
-        self._problem, self._cycle, self._progress = problem, cycle, progress
+    def __init__(self, problem: Problem, cycle: Recurrence, progress: float, varies: bool) -> None:
+        self._problem, self._cycle, self._progress, self._varies = problem, cycle, progress, varies
         b = problem.b
         self._x = np.zeros_like(b) if problem.x0 is None else problem.x0.copy()
         # Where b = 0 the answer is 0, whatever x0 was.
@@ -85,33 +89,27 @@ class _Run:
         self._size = norms(self._r)
         self._stops = [Stop.LIMIT] * b.shape[0]
         self._fruitless = np.zeros(b.shape[0], dtype=np.int64)
+        self._taken = np.zeros(b.shape[0], dtype=np.int64)
         self._triggers = np.maximum(problem.targets, _FLOOR * norms(b))
 
     def finished(self) -> Finished:
         """Cycle until nothing is left to decide."""
-        iterations = 0
         undecided = self._undecided(np.arange(self._x.shape[0]))
-        while undecided.size and iterations < self._problem.limit:
+        while undecided.size:
             self._problem.check()
-            attempt = int(self._fruitless[undecided].max())
             start = Start(
                 self._x[undecided],
                 self._r[undecided],
                 self._triggers[undecided],
-                self._problem.limit - iterations,
-                attempt,
+                self._problem.limit - self._taken[undecided],
+                self._fruitless[undecided],
             )
             with np.errstate(all="ignore"):
                 got = self._cycle(self._problem, start)
-            iterations += got.iterations
-            self._judge(undecided, got, iterations < self._problem.limit)
+            self._taken[undecided] += got.products
+            self._judge(undecided, got)
             undecided = self._undecided(undecided)
-            if not got.iterations and undecided.size and attempt:
-                # Not a step was possible, twice: nothing will change.
-                for column in undecided:
-                    self._stops[column] = self._spent(int(column), broke=True)
-                break
-        return Finished(self._x, self._stops, iterations)
+        return Finished(self._x, self._stops, int(self._taken.max(initial=0)))
 
     def _undecided(self, columns: Array) -> Array:
         """Those of `columns` that go on; the others get their reason."""
@@ -121,9 +119,9 @@ class _Run:
         for column in columns[size <= self._problem.targets[columns]]:
             self._stops[column] = Stop.CONVERGED
         open_ = np.array([self._stops[column] is Stop.LIMIT for column in columns], dtype=bool)
-        return np.asarray(columns[open_])
+        return np.asarray(columns[open_ & (self._taken[columns] < self._problem.limit)])
 
-    def _judge(self, columns: Array, got: Cycle, more: bool) -> None:
+    def _judge(self, columns: Array, got: Cycle) -> None:
         """Take over what a cycle improved, and decide the columns that gain nothing any more."""
         with np.errstate(all="ignore"):
             residual = self._problem.b[columns] - self._problem.multiply(got.x)
@@ -135,11 +133,12 @@ class _Run:
         self._size[columns[better]] = size[better]
         gained = size <= self._progress * before
         self._fruitless[columns] = np.where(gained, 0, self._fruitless[columns] + 1)
-        if not more:
-            return
-        for column, broke in zip(columns, got.broke, strict=True):
-            if self._fruitless[column] >= _PATIENCE:
-                self._stops[column] = self._spent(int(column), broke=bool(broke))
+        # From where it began, a cycle that does not vary would only repeat itself.
+        spent = (self._fruitless[columns] >= _PATIENCE) | ~(better | self._varies)
+        spent &= self._taken[columns] < self._problem.limit
+        broke = got.broke | ~np.isfinite(size)
+        for column, of_column in zip(columns[spent], broke[spent], strict=True):
+            self._stops[column] = self._spent(int(column), broke=bool(of_column))
 
     def _spent(self, column: int, *, broke: bool) -> Stop:
         """Why a column gains nothing: its residual is orthogonal to the range of A, or the method is at its end."""

@@ -42,11 +42,11 @@ def _cycle(problem: Problem, start: Start) -> Cycle:
     live: Array = np.arange(r.shape[0])
     p, ap = np.zeros_like(r), np.zeros_like(r)
     curvature: Array = np.ones(live.size)
-    steps = 0
-    most = min(start.limit, longest(r.shape[1]))
-    while live.size and steps < most:
+    products = np.zeros(live.size, dtype=np.int64)
+    most = np.minimum(start.limits, longest(r.shape[1]))
+    while live.size:
         problem.check()
-        steps += 1
+        products[live] += 1
         z = problem.precondition(r)
         downhill = real_dots(z, r) > _DESCENT * norms(z) * norms(r)
         z = np.where(downhill[:, None], z, r)
@@ -60,11 +60,10 @@ def _cycle(problem: Problem, start: Start) -> Cycle:
         alpha = dots(p, r) / curvature
         x = x + alpha[:, None] * p
         r = r - alpha[:, None] * ap
-        size = norms(r)
-        done = ~(size > start.triggers[live])  # what is not a number is done as well
+        # What is not a number is done as well.
+        done = ~(norms(r) > start.triggers[live]) | (products[live] >= most[live])
         if done.any():
             good = done & np.isfinite(x).all(axis=1)
             out[live[good]] = x[good]
             live, x, r, p, ap, curvature = (a[~done] for a in (live, x, r, p, ap, curvature))
-    out[live] = x
-    return Cycle(out, steps, np.zeros(out.shape[0], dtype=bool))
+    return Cycle(out, products, np.zeros(out.shape[0], dtype=bool))

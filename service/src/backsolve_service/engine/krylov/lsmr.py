@@ -20,6 +20,8 @@ from .driver import Cycle, Start, run
 from .problem import Apply, Finished, Problem, longest, norms
 
 _PROGRESS = 0.5
+_ORTHOGONAL = 1e-14
+"""A residual r with ||Aᴴr|| below this part of ||A|| ||r|| is orthogonal to the range of A up to rounding."""
 
 
 @final
@@ -35,14 +37,19 @@ class Lsmr(KrylovSolver):
 
 def _cycle(problem: Problem, start: Start) -> Cycle:
     """Solve for the residual from zero, and add what is found."""
+    most = np.minimum(start.limits, longest(start.r.shape[1]))
+    products, open_ = np.zeros_like(most), np.ones(most.size, dtype=bool)
 
     def met(state: Progress) -> Array:
-        return (state.residual <= start.triggers) | state.complete
+        nonlocal open_
+        products[open_] += 1
+        # Where Aᴴ r is rounding beside r, x is a least squares solution: going on changes nothing.
+        least = state.normal <= _ORTHOGONAL * state.norm * state.residual
+        open_ &= ~((state.residual <= start.triggers) | state.complete | least | (products >= most))
+        return np.asarray(~open_)
 
-    steps, dx = least_squares(
-        problem.multiply, problem.adjoint, start.r, 0.0, min(start.limit, longest(start.r.shape[1])), met, problem.check
-    )
-    return Cycle(start.x + dx, steps, np.zeros(start.r.shape[0], dtype=bool))
+    _, dx = least_squares(problem.multiply, problem.adjoint, start.r, 0.0, int(most.max()), met, problem.check)
+    return Cycle(start.x + dx, products, np.zeros(start.r.shape[0], dtype=bool))
 
 
 @final

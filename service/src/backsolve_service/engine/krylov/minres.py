@@ -41,8 +41,8 @@ class MinRes(KrylovSolver):
 
 def _cycle(problem: Problem, start: Start) -> Cycle:
     """From a residual until every column's recurrence proposes to stop or its space is complete."""
-    lanczos, most = _Lanczos(problem, start), min(start.limit, longest(start.r.shape[1]))
-    while lanczos.live.size and lanczos.steps < most:
+    lanczos = _Lanczos(problem, start)
+    while lanczos.live.size:
         problem.check()
         lanczos.step()
     return lanczos.end()
@@ -60,7 +60,8 @@ class _Lanczos:
     def __init__(self, problem: Problem, start: Start) -> None:
         self._problem, self._triggers = problem, start.triggers
         self.live = np.arange(start.r.shape[0])
-        self.steps = 0
+        self._products = np.zeros(start.r.shape[0], dtype=np.int64)
+        self._most = np.minimum(start.limits, longest(start.r.shape[1]))
         self._out = start.x.copy()
         self._broke = np.zeros(start.r.shape[0], dtype=bool)
         self._x, self._r, self._v = start.x.copy(), start.r.copy(), start.r.copy()
@@ -73,7 +74,7 @@ class _Lanczos:
 
     def step(self) -> None:
         """One iteration of every live column."""
-        self.steps += 1
+        self._products[self.live] += 1
         unit = self._z / self._gamma[:, None]
         product = self._problem.multiply(unit)
         delta = real_dots(unit, product)
@@ -104,10 +105,10 @@ class _Lanczos:
         self._retire(complete | singular)
 
     def _retire(self, spent: Array) -> None:
-        """Let go of the columns that propose to stop, or whose space is complete."""
+        """Let go of the columns that propose to stop, whose space is complete, or that may go no further."""
         size = norms(self._r)
         done = (size <= self._triggers[self.live]) | ~np.isfinite(size)
-        ended = done | spent
+        ended = done | spent | (self._products[self.live] >= self._most[self.live])
         if not ended.any():
             return
         good = ended & np.isfinite(self._x).all(axis=1)
@@ -119,9 +120,8 @@ class _Lanczos:
             setattr(self, name, getattr(self, name)[keep])
 
     def end(self) -> Cycle:
-        """The iterates of all columns."""
-        self._out[self.live] = self._x
-        return Cycle(self._out, self.steps, self._broke)
+        """The iterates of all columns, none of which is live."""
+        return Cycle(self._out, self._products, self._broke)
 
 
 _STATE = (

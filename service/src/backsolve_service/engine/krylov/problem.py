@@ -44,7 +44,8 @@ class Problem:
         b: `[k, n]` right-hand sides.
         x0: `[k, n]` first iterates, or None for zero.
         targets: `[k]` wanted 2-norm of each residual.
-        limit: most iterations.
+        limit: most products with op(A) of each column. Products with op(A)ᴴ, and those that compute
+            a true residual to check what a recurrence says, are not counted.
         restart: longest basis of the methods that keep one.
         norm: of op(A), in the infinity-norm.
         check: raises `CancelledError` once nobody waits; called between iterations.
@@ -65,7 +66,7 @@ class Problem:
 @final
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a run gave: `[k, n]` answers, why each stopped, and the iterations of the longest."""
+    """What a run gave: `[k, n]` answers, why each stopped, and the products of the column that took most."""
 
     x: Array
     stops: list[Stop]
