@@ -251,6 +251,7 @@ def test_who_may_ask_for_what():
 
     tall, square = array("tall", "float64"), array("square", "float64")
     assert pick(tall, method="lstsq") == pick(square, method="lstsq") == "lstsq_qr"
+    assert pick(tall, "csr", method="lstsq") == pick(tall, method="lstsq", maxiter=9) == "lstsq_lsmr"
     for method in ("auto", "lu"):
         with pytest.raises(InvalidShapeError, match="use lstsq"):
             pick(tall, method=method)
@@ -325,3 +326,32 @@ def test_a_solve_of_a_rectangular_matrix_says_what_to_use():
                     call(a, np.ones(5))
         with pytest.raises(InvalidShapeError, match="with this A and b it must be"):
             client.lstsq_vjp(np.ones((5, 3)), np.ones(5), np.ones(5), np.ones(3))
+
+
+@pytest.mark.parametrize(("m", "n"), [(30, 18), (18, 30)])
+@pytest.mark.parametrize("damp", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_sparse_gradients_live_on_the_pattern(m, n, damp, dtype):
+    rng = np.random.default_rng(618_220_493)
+    full = np.where(rng.random((m, n)) < 0.2, numbers((m, n), dtype, 4_410), 0)
+    full[np.arange(min(m, n)), np.arange(min(m, n))] = 5  # full rank
+    a = csr_array(full)
+    b, g = numbers((m, 2), dtype, 4_411), numbers((n, 2), dtype, 4_412)
+    direction = a.copy()
+    direction.data = numbers(a.nnz, dtype, 4_413)
+
+    def exact(t):
+        moved = full + t * direction.toarray()
+        return normal(moved, damp) @ moved.conj().T @ b
+
+    expected = (exact(1e-5) - exact(-1e-5)) / 2e-5
+    options = {"damp": damp, "rtol": 1e-13}
+    with Client() as client:
+        solution = client.lstsq(a, b, **options)
+        gradients = client.lstsq_vjp(a, b, solution.x, g, **options)
+        pushed = client.lstsq_jvp(a, b, solution.x, A_tangent=direction, **options).x
+    assert solution.stats.method in ("lstsq_lsmr", "lstsq_superlu")
+    assert (gradients.values.nnz, gradients.values.format) == (a.nnz, "csr")
+    pulled = np.vdot(gradients.values.data, direction.data).real
+    assert pulled == pytest.approx(np.vdot(g, expected).real, rel=1e-8, abs=1e-8)
+    np.testing.assert_allclose(pushed, expected, rtol=0, atol=1e-8)

@@ -326,7 +326,7 @@ class Client:
 
         Source: Golub and Van Loan, "Matrix computations", 4th ed., chapter 5.
         """
-        asked = _least_squares_options(**options)
+        asked = least_squares_options(**options)
         canonical, (rhs,) = self._common(A, b=as_array(b, "b"))
         assert rhs is not None
         return self._session.least_squares(canonical.matrix, rhs, asked, timeout, on_failure)
@@ -359,7 +359,7 @@ class Client:
 
         Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); see `backsolve.least_squares`.
         """
-        asked = _least_squares_options(**options)
+        asked = least_squares_options(**options)
         canonical, (rhs, forward, given) = self._common(A, b=b, x=x, cotangent=cotangent)
         if rhs is None or forward is None or given is None:
             raise InvalidOptionError("the gradient of least squares needs b, x and the cotangent")
@@ -397,7 +397,7 @@ class Client:
         Returns:
             dx, shaped like x, with the certificate of the first solve.
         """
-        asked = _least_squares_options(**options)
+        asked = least_squares_options(**options)
         if A_tangent is None and b_tangent is None:
             raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
         tangents = None if A_tangent is None else canonicalise(A_tangent)
@@ -510,7 +510,12 @@ def default_client() -> Client:
     return _default.get()
 
 
-def _least_squares_options(**options: Unpack[SolveOptions]) -> Options:
+def least_squares_options(**options: Unpack[SolveOptions]) -> Options:
+    """Checked options of least squares.
+
+    Raises:
+        InvalidOptionError: an unknown name, or a value of the wrong type.
+    """
     asked = make_options(**options)
     # The server's own name for whichever method of least squares fits.
     return replace(asked, method="lstsq") if asked.method == "auto" else asked

@@ -6,10 +6,23 @@
 
 Works with `torch.func`, forward-mode derivatives, derivatives of derivatives, and, for dense
 matrices and `spsolve`, `torch.compile(fullgraph=True)`.
+
+`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, differentiably in reverse mode.
 """
 
 from .functional import solve, spsolve
+from .least_squares import lstsq, splstsq
 from .module import LinearSolve
 from .structured import Circulant, Kronecker, LowRankPlusDiagonal, Toeplitz
 
-__all__ = ["Circulant", "Kronecker", "LinearSolve", "LowRankPlusDiagonal", "Toeplitz", "solve", "spsolve"]
+__all__ = [
+    "Circulant",
+    "Kronecker",
+    "LinearSolve",
+    "LowRankPlusDiagonal",
+    "Toeplitz",
+    "lstsq",
+    "solve",
+    "splstsq",
+    "spsolve",
+]

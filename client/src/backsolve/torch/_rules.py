@@ -78,8 +78,8 @@ def values_gradient(
     left, right = (lam, x) if operator in ("N", "C") else (x, lam)
     # Reduced precision must not enter through an enclosing autocast region.
     with torch.autocast(lam.device.type, enabled=False):
-        product = _outer(pattern, left, right)
-    return -(product.conj() if operator in ("T", "C") else product).resolve_conj()
+        found = outer(pattern, left, right)
+    return -(found.conj() if operator in ("T", "C") else found).resolve_conj()
 
 
 def tangent_rhs(
@@ -107,12 +107,12 @@ def tangent_rhs(
             parts, direction = pattern.split(values), pattern.split(dvalues)
             change: Tensor = push(pattern.kind, OPS, parts, direction, columns, operator).resolve_conj()
         else:
-            change = _product(pattern, moved, columns, transposed=operator in ("T", "H"))
+            change = product(pattern, moved, columns, transposed=operator in ("T", "H"))
     change = change.squeeze(-1) if vectors else change
     return -change if db is None else db - change
 
 
-def _outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
+def outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
     """`sum_k left[r, k] conj(right[c, k])` on the stored entries."""
     if not isinstance(pattern, Pattern):
         return left @ right.mH
@@ -124,13 +124,14 @@ def _outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
     return torch.cat(parts, -1) if len(parts) != 1 else parts[0]
 
 
-def _product(pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
-    """`A x`, or `Aᵀ x`, for the matrix with these values."""
+def product(pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
+    """`A x`, or `Aᵀ x`, for the matrix with these values, `[m, n]`."""
     if not isinstance(pattern, Pattern):
         return (values.mT if transposed else values) @ x
     rows, columns = coordinates(pattern, x.device)
     into, out_of = (columns, rows) if transposed else (rows, columns)
-    result = torch.zeros_like(x)
+    size = pattern.n if transposed else pattern.m
+    result = torch.zeros_like(x) if size == x.shape[-2] else x.new_zeros((*x.shape[:-2], size, x.shape[-1]))
     start = 0
     for i, o in zip(*_blocks(into, out_of, x), strict=True):
         stop = start + i.shape[0]

@@ -20,7 +20,7 @@ Source: Stewart, "Research, development, and LINPACK", in Mathematical Software 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from backsolve.types import Array, Status
 from .answer import Answer
 from .base import Controls
 from .faults import systems
-from .lstsq.base import LeastSquaresFactor
+from .lstsq.base import LeastSquaresFactor, largest_column
 from .scaling import exponents, magnitude, shift
 from .tolerance import ATTAINABLE, REFINEMENTS, direct_backward_error, epsilon, iterative_rtol
 
@@ -89,7 +89,7 @@ class _Run:
         clean = np.where(self.bad[:, None, :], 0, rhs) if self.bad.any() else rhs
         self.powers = exponents(np.where(self.bad, 0, largest))[:, None, :]
         self.wide = shift(clean.astype(self.operand.wide_dtype, copy=False), -self.powers)
-        self.norms = np.array([_largest_column(a, factor.damp) for a in self.operand.wide])
+        self.norms = np.array([largest_column(a, factor.damp) for a in self.operand.wide])
         self.size = two(self.wide)
 
     def answer(self, shape: tuple[int, ...]) -> Answer:
@@ -255,18 +255,6 @@ def _over(a: Array, b: Array) -> Array:
 
 def _or_infinite(a: Array) -> Array:
     return np.where(np.isnan(a), np.inf, a)
-
-
-def _largest_column(a: Any, damp: float) -> float:
-    """The largest 2-norm of a column of Ā: between ||Ā||₂ / sqrt(n) and ||Ā||₂."""
-    size = abs(a)
-    largest = float(size.max()) if 0 not in size.shape else 0.0
-    if not 0 < largest < np.inf:
-        return max(largest, damp)
-    power = int(exponents(np.asarray(largest)))
-    columns = (size * 2.0 ** -min(max(power, -1000), 1000)) ** 2
-    column = float(np.ldexp(np.sqrt(columns.sum(axis=0).max()), min(max(power, -1000), 1000)))
-    return float(np.hypot(column, damp))
 
 
 def _empty(factor: LeastSquaresFactor, shape: tuple[int, ...]) -> Answer:

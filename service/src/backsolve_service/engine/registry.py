@@ -47,6 +47,7 @@ _REUSED = _DIRECT | {"reuse"}
 _SPARSE = _REUSED | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
 _LEAST_SQUARES = frozenset({"rtol", "damp", "refine"})
+_ITERATED = _LEAST_SQUARES | {"maxiter"}
 _SINGULAR = frozenset({"nullspace"})
 """Of methods that are tried on singular matrices with a known null space (`restricted.py`)."""
 _RESTARTED = _ITERATIVE | {"restart"}
@@ -177,6 +178,7 @@ ROWS: Mapping[str, Row] = {
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
     "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
+    "lstsq_lsmr": Row("lstsq.lsmr:LeastSquaresLsmr", _BOTH, "rectangular", _ITERATED, direct=False, wide=True),
     "lstsq_qr": Row("lstsq.qr:LeastSquaresQr", _DENSE, "rectangular", _LEAST_SQUARES | {"rcond"}, wide=True),
     "kronecker": Row("structured.kronecker:Kronecker", _STRUCTURED, "kronecker", _DIRECT, wide=True),
     "circulant": Row("structured.circulant:Circulant", _STRUCTURED, "circulant", _DIRECT, wide=True),

@@ -88,9 +88,16 @@ def _least_squares(structure: Structure, options: Options, names: tuple[str, ...
         _check_named(structure, options.method, singular=False)
         check_used(options.method, names)
         return Choice(_spec(structure, options.method, options, device), "asked for by name")
-    _check_named(structure, "lstsq_qr", singular=False)
-    check_used("lstsq_qr", names)
-    return Choice(_spec(structure, "lstsq_qr", options, device), "least squares, dense: QR")
+    fitting = [(name, why) for name, why in _LEAST_SQUARES if structure.layout in ROWS[name].layouts]
+    if not fitting:
+        raise InvalidOptionError("least squares takes dense and sparse matrices: write this one out", option="method")
+    method, why = next(((name, why) for name, why in fitting if _uses(name, names)), fitting[0])
+    check_used(method, names)
+    return Choice(_spec(structure, method, options, device), why)
+
+
+_LEAST_SQUARES = (("lstsq_qr", "least squares, dense: QR"), ("lstsq_lsmr", "least squares: LSMR"))
+"""The methods that "lstsq" chooses among, in this order."""
 
 
 def choose_iterative(structure: Structure, options: Options, device: str, why: str) -> Choice | None:

@@ -5,12 +5,14 @@ x = G Aᴴ b, and every derivative of it is made of products with A and of G app
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 
 from backsolve.types import Array, Trans
 
 from ..base import Controls, Factor, Outcome
+from ..scaling import exponents
 
 
 class LeastSquaresFactor(Factor):
@@ -41,3 +43,15 @@ class LeastSquaresFactor(Factor):
 def no_answer(systems: int, n: int, k: int, dtype: "np.dtype[np.generic]") -> Array:
     """NaN for every system, to be written over."""
     return np.full((systems, n, k), np.nan, dtype=dtype)
+
+
+def largest_column(a: Any, damp: float) -> float:
+    """The largest 2-norm of a column of Ā: between ||Ā||₂ / sqrt(n) and ||Ā||₂."""
+    size = abs(a)
+    largest = float(size.max()) if 0 not in size.shape else 0.0
+    if not 0 < largest < np.inf:
+        return max(largest, damp)
+    power = int(exponents(np.asarray(largest)))
+    columns = (size * 2.0 ** -min(max(power, -1000), 1000)) ** 2
+    column = float(np.ldexp(np.sqrt(columns.sum(axis=0).max()), min(max(power, -1000), 1000)))
+    return float(np.hypot(column, damp))

@@ -1,0 +1,126 @@
+"""`lstsq` and `splstsq`: differentiable least squares on tensors."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from .._failure import check_choice
+from .._session import UNSET, Timeout
+from ..client import Client, default_client, least_squares_options
+from ..errors import InvalidPatternError, InvalidShapeError, NotSupportedError
+from ..options import SolveOptions as CallOptions
+from ..pattern import AnyPattern, DensePattern, Pattern
+from ..types import OnFailure, Options
+from . import _inputs, _sparse
+from ._least_squares import Problem, minimise
+from ._request import Observer
+
+
+def lstsq(
+    A: Tensor,
+    b: Tensor,
+    *,
+    client: Client | None = None,
+    timeout: Timeout = UNSET,
+    on_failure: OnFailure = "raise",
+    observe: Observer | None = None,
+    **options: Unpack[CallOptions],
+) -> Tensor:
+    """Minimise `||b - A x||² + damp² ||x||²`, differentiably in A and b; of several minimisers, the shortest.
+
+    Reverse mode, to every order: a gradient takes one more request (two without damping), answered
+    with the factor of the forward. It exists while the rank of A stays what it is; where rounding
+    may have decided the rank, IllConditionedWarning says so. Not inside `torch.compile`, `vmap` or
+    forward mode.
+
+    Args:
+        A: `[*batch, m, n]` dense, of any rank, or `[m, n]` sparse COO, CSR or CSC.
+        b: `[*batch, m]`, or `[*batch, m, k]` for k columns; A's type and device.
+        client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
+        timeout: seconds for each request; by default the client's.
+        on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
+            "warn" or "nan".
+        observe: called as `observe(phase, certificate)` after every request; phase is "solve" or
+            "adjoint".
+        options: those of `backsolve.Client.lstsq`: `damp`, `method`, `rcond`, `rtol`, and so on.
+
+    Returns:
+        x, `[*batch, n]` or `[*batch, n, k]`.
+
+    Raises:
+        InvalidShapeError: shapes do not fit.
+        BacksolveError: whatever the solve itself meets, in the forward or the backward.
+
+    Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973).
+    """
+    asked = least_squares_options(**options)
+    A, b = _inputs.tensor(A, "A"), _inputs.tensor(b, "b")
+    _inputs.pair(A, b, "A")
+    pattern: AnyPattern
+    if A.layout is torch.strided:
+        if A.ndim < 2:
+            raise InvalidShapeError(f"A must be [*batch, m, n], its shape is {tuple(A.shape)}")
+        values, pattern = A, DensePattern((A.shape[-2], A.shape[-1]))
+    else:
+        values, pattern = _sparse.extract(A)
+    return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "A")
+
+
+def splstsq(
+    values: Tensor,
+    pattern: Pattern,
+    b: Tensor,
+    *,
+    client: Client | None = None,
+    timeout: Timeout = UNSET,
+    on_failure: OnFailure = "raise",
+    observe: Observer | None = None,
+    **options: Unpack[CallOptions],
+) -> Tensor:
+    """`lstsq` for the sparse A with `values` on `pattern`: the form for values that are computed.
+
+    Args:
+        values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
+        pattern: where the values are, `[m, n]`; see `backsolve.Pattern.from_csr`.
+        b: `[*batch, m]` or `[*batch, m, k]`.
+        client, timeout, on_failure, observe, options: as for `lstsq`.
+
+    Returns:
+        x, `[*batch, n]` or `[*batch, n, k]`.
+
+    Raises:
+        InvalidPatternError: `pattern` is not a `backsolve.Pattern`.
+        BacksolveError: as for `lstsq`.
+    """
+    asked = least_squares_options(**options)
+    if not isinstance(pattern, Pattern):
+        raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
+    values, b = _inputs.tensor(values, "values"), _inputs.tensor(b, "b")
+    if values.layout is not torch.strided:
+        raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to lstsq(A, b)")
+    _inputs.pair(values, b, "values")
+    return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "values")
+
+
+def _solved(
+    values: Tensor,
+    pattern: AnyPattern,
+    b: Tensor,
+    options: Options,
+    client: Client | None,
+    timeout: Timeout,
+    on_failure: OnFailure,
+    observe: Observer | None,
+    name: str,
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        raise NotSupportedError("torch.compile cannot hold least squares: leave the call out of the graph")
+    check_choice(on_failure)
+    batch = _inputs.batch(values, b, None, pattern.entries, pattern.m, name)
+    lead = values.ndim - len(pattern.entries)
+    vector = b.ndim == lead + 1
+    rhs = batch.rhs.unsqueeze(-1) if vector else batch.rhs
+    problem = Problem(client or default_client(), pattern, options, timeout, on_failure, observe)
+    x = minimise(batch.values, rhs, problem)
+    return x.reshape(*b.shape[:lead], pattern.n, *(() if vector else b.shape[lead + 1 :]))

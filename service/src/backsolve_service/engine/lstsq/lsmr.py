@@ -1,0 +1,193 @@
+"""Least squares by LSMR: nothing is factorized, every step takes a product with A and one with Aᴴ.
+
+The answer x comes from one run. G g for a cotangent g takes two, since G = Ā⁺ (Ā⁺)ᴴ: the shortest y
+with Āᴴ y = g, then the λ with Ā λ = y. Computed in double precision whatever A is stored in.
+
+Source: Fong and Saunders, "LSMR: an iterative algorithm for sparse least-squares problems", SIAM J.
+Sci. Comput. 33 (2011), sections 2 and 3.2 (when to stop).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from backsolve.errors import CancelledError
+from backsolve.pattern import AnyPattern
+from backsolve.types import Array, Status, Trans
+
+from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
+from ..faults import finite_statuses
+from ..krylov.base import KrylovSymbolic
+from ..krylov.lsmr import Progress, least_squares
+from ..operand import Operand
+from ..scaling import exponents, shift
+from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
+from .base import LeastSquaresFactor, largest_column, no_answer
+
+MAX_COLUMNS = 16
+"""Columns share the passes over A, and cost their own vectors: little is gained beyond."""
+
+_SHARE = 0.25
+"""Of the tolerance for the recurrence; the rest is for its distance from the truth."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Ā of one system, scaled by a power of two to a norm near 1.
+
+    Attributes:
+        a: `csr_array` or 2-D array, in double precision.
+        damp: of the scaled system.
+        exponent: A is 2ᵉ times what is multiplied with.
+        norm: a lower bound on the 2-norm of the scaled Ā.
+    """
+
+    a: Any
+    damp: float
+    exponent: int
+    norm: float
+
+    def multiply(self, rows: Array) -> Array:
+        """`Ā v` for each of the rows of `[k, n]`: `[k, m]`, or `[k, m + n]` with damping."""
+        top = self._scaled((self.a @ rows.T).T)
+        return np.concatenate([top, self.damp * rows], axis=1) if self.damp else top
+
+    def adjoint(self, rows: Array) -> Array:
+        """`Āᴴ u` for each of the rows of `[k, m]`, with damping `[k, m + n]`."""
+        m = self.a.shape[0]
+        top = self._scaled(np.conj(self.a.T @ np.conj(rows[:, :m].T)).T)
+        return top + self.damp * rows[:, m:] if self.damp else top
+
+    def padded(self, rows: Array) -> Array:
+        """`[k, m]` right-hand sides with the zeros that damping puts under them."""
+        return np.concatenate([rows, np.zeros((rows.shape[0], self.a.shape[1]))], axis=1) if self.damp else rows
+
+    def _scaled(self, rows: Array) -> Array:
+        return np.ascontiguousarray(shift(rows, np.full(1, -self.exponent)))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LsmrFactor(LeastSquaresFactor):
+    """Nothing but norms; None where a system is not finite."""
+
+    operand: Operand
+    damp: float
+    parts: tuple[Stacked | None, ...]
+    statuses: tuple[Status, ...]
+
+    direct = False
+    max_columns = MAX_COLUMNS
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing is held beside the matrix."""
+        return 0
+
+    @property
+    def condition(self) -> float | None:
+        """Not estimated."""
+        return None
+
+    @property
+    def independent(self) -> bool:
+        """Damping makes them so; of the matrix alone nothing is known."""
+        return self.damp > 0
+
+    def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
+        """Iterate until the normal equations, or the residual, meet the tolerance.
+
+        Raises:
+            CancelledError: `controls.cancelled` said so.
+        """
+        del trans
+        stacked = rhs if rhs.ndim == 3 else rhs[None]
+        wide = self.operand.wide_dtype
+        x = no_answer(stacked.shape[0], self.operand.n, stacked.shape[2], wide)
+        statuses, iterations = list(self.statuses), [0] * len(self.statuses)
+        run = self._normal if controls.cotangent else self._forward
+        for index, part in enumerate(self.parts):
+            if part is None:
+                continue
+            rows = np.ascontiguousarray(stacked[index].T).astype(wide, copy=False)
+            found, steps, limited = run(part, rows, controls)
+            x[index], iterations[index] = found.T, steps
+            statuses[index] = Status.MAX_ITER if limited else Status.OK
+        return Outcome(x if rhs.ndim == 3 else x[0], tuple(statuses), tuple(iterations))
+
+    def _forward(self, part: Stacked, b: Array, controls: Controls) -> tuple[Array, int, bool]:
+        tolerance, limit = self._tolerance(controls), self._limit(controls)
+        size = np.linalg.norm(b, axis=1)
+
+        def met(state: Progress) -> Array:
+            normal = state.normal <= tolerance * part.norm * state.residual
+            return np.asarray(normal | (state.residual <= tolerance * size) | state.complete)
+
+        check = _checker(controls)
+        steps, x = least_squares(part.multiply, part.adjoint, part.padded(b), 0.0, limit, met, check)
+        return shift(x, np.full(1, -part.exponent)), steps, steps >= limit
+
+    def _normal(self, part: Stacked, g: Array, controls: Controls) -> tuple[Array, int, bool]:
+        tolerance, limit = self._tolerance(controls), self._limit(controls)
+        size, check = np.linalg.norm(g, axis=1), _checker(controls)
+
+        def reached(state: Progress) -> Array:
+            outside = state.normal <= tolerance * part.norm * state.residual
+            return np.asarray((state.residual <= tolerance * size) | outside | state.complete)
+
+        def solved(state: Progress) -> Array:
+            return np.asarray((state.normal <= tolerance * size) | state.complete)
+
+        first, y = least_squares(part.adjoint, part.multiply, g, 0.0, limit, reached, check)
+        second, lam = least_squares(part.multiply, part.adjoint, y, 0.0, limit, solved, check)
+        return shift(lam, np.full(1, -2 * part.exponent)), first + second, max(first, second) >= limit
+
+    def _tolerance(self, controls: Controls) -> float:
+        rtol = controls.rtol
+        if rtol is None:
+            rtol = iterative_rtol(self.operand.dtype)
+        return _SHARE * (rtol / 2 if epsilon(self.operand.dtype) >= SINGLE_EPS else rtol)
+
+    def _limit(self, controls: Controls) -> int:
+        return controls.maxiter or ITERATIONS_PER_ROW * max(min(self.operand.pattern.shape), 1)
+
+
+@final
+class LeastSquaresLsmr(Solver):
+    """Any matrix, sparse or dense; the condition number decides how many steps it takes."""
+
+    name = "lstsq_lsmr"
+
+    def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
+        """Nothing to prepare."""
+        del spec
+        return KrylovSymbolic(pattern)
+
+    def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        """Take norms, O(nnz).
+
+        Raises:
+            NonfiniteInputError: the matrix holds NaN or infinity.
+        """
+        symbolic.check(operand)
+        statuses = finite_statuses(operand)
+        parts: list[Stacked | None] = []
+        for index, a in enumerate(operand.wide):
+            part = None
+            if statuses[index] is Status.OK:
+                norm = largest_column(a, spec.damp)
+                exponent = int(exponents(np.asarray(norm)))
+                part = Stacked(a, float(np.ldexp(spec.damp, -exponent)), exponent, float(np.ldexp(norm, -exponent)))
+            parts.append(part)
+        return LsmrFactor(operand, spec.damp, tuple(parts), tuple(statuses))
+
+
+def _checker(controls: Controls) -> Callable[[], None]:
+    def check() -> None:
+        if controls.cancelled():
+            raise CancelledError("the solve was cancelled between two iterations")
+
+    return check
