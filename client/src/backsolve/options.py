@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack
 
 from .errors import InvalidOptionError
-from .types import TRANS, Options, Trans
+from .types import LARGEST_INTEGER, TRANS, Options, Trans
 
 Kind = Literal["name", "number", "integer", "flag"]
 
@@ -137,7 +137,7 @@ def _read(name: str, value: Any) -> Any:
         if kind == "name":
             return str(value)
         if kind == "integer":
-            return operator.index(value)
+            return _integer(name, value)
         if kind == "flag":
             return _flag(value)
         number = float(value)
@@ -145,6 +145,13 @@ def _read(name: str, value: Any) -> Any:
         raise InvalidOptionError(f"{name} must be {_ARTICLES[kind]}", option=name) from err
     if not math.isfinite(number):
         raise InvalidOptionError(f"{name} must be a finite number, 0 or more", option=name)
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    number = operator.index(value)
+    if abs(number) > LARGEST_INTEGER:
+        raise InvalidOptionError(f"{name} must fit into 64 bits", option=name)
     return number
 
 

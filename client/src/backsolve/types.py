@@ -23,6 +23,9 @@ Array = NDArray[Any]
 DTYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(name) for name in ("float32", "float64", "complex64", "complex128"))
 """The element types a system may have, on the wire and in the engine."""
 
+LARGEST_INTEGER = 2**63 - 1
+"""The largest whole number that an option may have: every way in can carry it."""
+
 OnFailure = Literal["raise", "warn", "nan"]
 Want = Literal["b", "values"]
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 
 from backsolve.errors import InvalidOptionError
-from backsolve.types import TRANS, Options
+from backsolve.types import LARGEST_INTEGER, TRANS, Options
 
 from .precond import parameters
 from .registry import PRECONDITIONERS, ROWS, check_installed
@@ -51,6 +51,8 @@ def validate(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not (_is_integer(value) and value >= least):
             raise InvalidOptionError(f"{name} must be an integer, {least} or more", option=name)
+        if value is not None and value > LARGEST_INTEGER:
+            raise InvalidOptionError(f"{name} must fit into 64 bits", option=name)
     if options.condition is not None and not isinstance(options.condition, bool):
         raise InvalidOptionError("condition must be true or false", option="condition")
 
