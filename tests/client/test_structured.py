@@ -1,13 +1,30 @@
-"""Structured matrices as callers hold them."""
+"""Structured matrices as callers hold them, and as they travel."""
+
+import pickle
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import linalg
 
 import backsolve
+from backsolve._rest.body import Message
+from backsolve._rest.messages import read_put
+from backsolve._rpc.calls import decode_put, encode_put
+from backsolve._transports.base import PutCall
 from backsolve.canonical import canonicalise
-from backsolve.errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
+from backsolve.errors import (
+    InvalidDtypeError,
+    InvalidOptionError,
+    InvalidPatternError,
+    InvalidShapeError,
+    MalformedError,
+)
+from backsolve.fingerprint import pattern_digest
+from backsolve.matrix import Matrix
+from backsolve.pattern import DensePattern, StructuredPattern
 from backsolve.structured import Structured
+from backsolve.v1 import solver_pb2
 from support.systems import random_like
 
 
@@ -83,6 +100,8 @@ def test_shapes_and_types_that_do_not_fit() -> None:
         make(np.ones(3), np.ones((3, 1)), np.ones((3, 2)))
     with pytest.raises(InvalidShapeError, match="batch"):
         make(np.ones((2, 3)), np.ones((3, 1)))
+    with pytest.raises(InvalidPatternError, match="use a dense matrix"):
+        make(np.ones(3), np.ones((3, 4)))
     with pytest.raises(InvalidShapeError, match="factor 2"):
         backsolve.Kronecker(np.eye(2), np.ones((2, 3)))
     with pytest.raises(InvalidPatternError, match="1 to 16"):
@@ -108,3 +127,90 @@ def test_a_gradient_is_of_the_same_class(name: str) -> None:
     assert type(back) is type(a)
     with pytest.raises(InvalidShapeError, match="batch"):
         canonical.like_caller(canonical.matrix.values[None])
+
+
+PATTERN = StructuredPattern("low_rank", (4, 1))
+VALUES = np.arange(12.0)
+
+
+def test_digests_tell_kinds_and_sizes_apart() -> None:
+    """The same numbers are another matrix as another kind, or cut in other places."""
+    patterns = [
+        StructuredPattern("circulant", (9,)),
+        StructuredPattern("toeplitz", (5,)),
+        StructuredPattern("kronecker", (3,)),
+        StructuredPattern("low_rank", (3, 1)),
+        StructuredPattern("low_rank", (9, 0)),
+    ]
+    assert {p.nnz for p in patterns} == {9}
+    assert len({pattern_digest(p) for p in patterns}) == len(patterns)
+    assert pattern_digest(StructuredPattern("low_rank", [3, 1])) == pattern_digest(patterns[3])
+
+
+def test_a_pattern_survives_pickling() -> None:
+    again = pickle.loads(pickle.dumps(PATTERN))
+    assert again.same_as(PATTERN)
+    assert not again.same_as(StructuredPattern("low_rank", (4, 2)))
+    assert not again.same_as(DensePattern((4, 4)))
+
+
+def put() -> PutCall:
+    m = Matrix(PATTERN, VALUES)
+    return PutCall(m.ref, m)
+
+
+def test_uploads_survive_both_wires() -> None:
+    message, arrays = encode_put(put())
+    assert decode_put(message, arrays, None).matrix.pattern.same_as(PATTERN)
+    pattern, values = read_put(
+        Message({"values": VALUES}, {"layout": "structured", "kind": "low_rank", "dims": [4, 1]})
+    )
+    assert PATTERN.same_as(pattern)
+    np.testing.assert_array_equal(values, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("document", "error", "says"),
+    [
+        ({"layout": "structured", "dims": [4, 1]}, MalformedError, "kind"),
+        ({"layout": "structured", "kind": 3, "dims": [4, 1]}, MalformedError, "kind"),
+        ({"layout": "structured", "kind": "low_rank"}, MalformedError, "dims"),
+        ({"layout": "structured", "kind": "low_rank", "dims": [4.0, 1]}, MalformedError, "dims"),
+        ({"layout": "structured", "kind": "low_rank", "dims": [4, True]}, MalformedError, "dims"),
+        (
+            {"layout": "structured", "kind": "low_rank", "dims": [4, 1], "shape": [4, 4]},
+            InvalidOptionError,
+            "known are layout, kind",
+        ),
+        ({"layout": "dense", "kind": "low_rank", "shape": [4, 4]}, InvalidOptionError, "known are layout, shape"),
+        ({"values_only": True, "kind": "low_rank", "dims": [4, 1]}, InvalidOptionError, "known are"),
+        ({"layout": "structured", "kind": "hankel", "dims": [4]}, InvalidPatternError, "low_rank"),
+        ({"layout": "structured", "kind": "low_rank", "dims": [-4, 1]}, InvalidPatternError, "negative"),
+        ({"layout": "structured", "kind": "kronecker", "dims": [1 << 20, 1 << 20]}, InvalidPatternError, "rows"),
+        ({"layout": "structured", "kind": "circulant", "dims": [1 << 80]}, InvalidPatternError, "rows"),
+    ],
+)
+def test_what_rest_does_not_take(document: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        read_put(Message({"values": VALUES}, document))
+
+
+def test_what_grpc_does_not_take() -> None:
+    def broken(**fields: Any) -> Any:
+        message, arrays = encode_put(put())
+        for name, value in fields.items():
+            message.ClearField(name)
+            getattr(message, name).extend(value) if name == "dims" else setattr(message, name, value)
+        return decode_put(message, arrays, PATTERN if message.values_only else None)
+
+    for fields in ({"n": 5}, {"layout": solver_pb2.LAYOUT_DENSE}, {"values_only": True}, {"layout": 0}):
+        with pytest.raises(MalformedError):
+            broken(**fields)
+    with pytest.raises(MalformedError, match="takes its pattern by digest"):
+        broken(values_only=True, layout=0, n=0)
+    with pytest.raises(InvalidPatternError):
+        broken(kind="hankel")
+    with pytest.raises(InvalidPatternError):
+        broken(dims=[4])
+    with pytest.raises(InvalidShapeError):
+        broken(dims=[4, 2])

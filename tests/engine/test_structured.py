@@ -30,7 +30,7 @@ from backsolve_service.engine.structured import toeplitz as engine_toeplitz
 from engine.table import DTYPES, TOLERANCE, numbers, op
 
 DIMS = {
-    "low_rank": [(24, 3), (1, 1), (5, 0), (3, 4)],
+    "low_rank": [(24, 3), (1, 1), (5, 0), (3, 3)],
     "kronecker": [(4, 6), (1,), (7,), (2, 3, 4)],
     "circulant": [(24,), (1,), (2,), (23,)],
     "toeplitz": [(24,), (1,), (2,), (23,)],
@@ -218,6 +218,7 @@ def test_sizes_that_no_kind_has():
         ("kronecker", ()),
         ("kronecker", (2**16, 2**16)),
         ("low_rank", (3,)),
+        ("low_rank", (3, 4)),
         ("low_rank", (-3, 1)),
         ("low_rank", (2**31, 1)),
     ):

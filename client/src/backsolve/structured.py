@@ -103,6 +103,7 @@ class LowRankPlusDiagonal(Structured):
 
     Raises:
         InvalidShapeError: the shapes do not fit each other.
+        InvalidPatternError: r is above n.
     """
 
     def __init__(self, d: Any, U: Any, V: Any = None) -> None:
@@ -114,11 +115,12 @@ class LowRankPlusDiagonal(Structured):
             raise InvalidShapeError(
                 f"d has shape {self.d.shape}, U {self.U.shape} and V {v.shape}: they must be (n,), (n, r) and (n, r)"
             )
+        self._pattern = StructuredPattern("low_rank", self.U.shape)
 
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("low_rank", self.U.shape)
+        return self._pattern
 
     def _parts(self) -> dict[str, Array]:
         return {"d": self.d, "U": self.U, "V": self.U if self.V is None else self.V}

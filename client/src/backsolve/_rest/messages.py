@@ -96,6 +96,7 @@ def read_put(message: Message) -> tuple[AnyPattern | None, Array]:
     values = _needed(tensors, "values")
     if document.get("values_only"):
         check_keys(tensors, ("values",), "a body of values only")
+        check_keys(document, ("layout", "shape", "values_only"), "the document of values only")
         return None, values
     layout = document.get("layout")
     if layout == "structured":

@@ -21,9 +21,11 @@ class LowRank(Kind):
     name = "low_rank"
 
     def check(self, dims: tuple[int, ...]) -> None:
-        """Two sizes."""
-        if len(dims) != 2:
-            raise InvalidPatternError("a low_rank matrix has dims (n, r): its rows, and the columns of U and V")
+        """Two sizes; a rank above n would only cost more than all entries do."""
+        if len(dims) != 2 or dims[1] > dims[0]:
+            raise InvalidPatternError(
+                "a low_rank matrix has dims (n, r): its rows, and the columns of U and V, at most n; use a dense matrix"
+            )
 
     def rows(self, dims: tuple[int, ...]) -> int:
         """The length of d."""

@@ -38,8 +38,8 @@ _DENSE_ROWS = 192
 _MOST_DENSE_ROWS = 4096
 """Up to here a dense LU takes at most a few seconds and 270 MB: the way out where the formula fails."""
 
-_LEVINSON_ROWS = 2048
-"""Up to here Levinson's recursion takes 20 ms, during which it holds the interpreter's lock; an iteration no less."""
+_LEVINSON_ROWS = 1024
+"""Up to here Levinson's recursion takes 20 ms, as an iteration does; it holds the interpreter's lock meanwhile."""
 
 _MOST_LEVINSON_ROWS = 20_000
 """Beyond, the recursion would stop the whole process for more than a second."""
@@ -208,7 +208,7 @@ def _iterated(pattern: StructuredPattern, t: Array) -> Array | None:
     a, m = (LinearOperator((n, n), matvec=f, dtype=t.dtype) for f in (product, precondition))
     columns = []
     for end in _ends(n, t.dtype).T:
-        x, unfinished = gmres(a, end, rtol=1e-13, atol=0.0, restart=60, maxiter=2, M=m)
+        x, unfinished = gmres(a, end, rtol=1e-13, atol=0.0, restart=30, maxiter=4, M=m)
         residual = float(np.abs(end - product(x)).max())
         if unfinished and not residual <= _GOOD:
             return None
