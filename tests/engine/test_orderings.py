@@ -1,5 +1,9 @@
 """Which ordering a sparse pattern gets, that every one solves, and that the fill is foretold."""
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,7 +90,7 @@ def test_cholesky_takes_every_ordering(kind):
     n=st.integers(0, 45),
     share=st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.6]),
     seed=st.integers(0, 2**32 - 1),
-    order_with=st.sampled_from([minimum_degree, nested_dissection, None]),
+    order_with=st.sampled_from([minimum_degree, None]),
     least_share=st.sampled_from([0.0, 0.3, 2.0]),
 )
 @settings(deadline=None, max_examples=200)
@@ -142,7 +146,7 @@ def test_dense_factors_are_as_large_as_their_matrix():
     assert solver("lu").analyze(matrix("dense", np.eye(30)).pattern).predicted_nbytes("complex64") == 30 * 30 * 8
 
 
-@pytest.mark.parametrize(("m", "kind"), [(poisson(60), "mmd"), (cube(18), "nd"), (scattered(200, 0.03, 91_204), "mmd")])
+@pytest.mark.parametrize(("m", "kind"), [(poisson(60), "mmd"), (cube(26), "nd"), (scattered(200, 0.03, 91_204), "mmd")])
 def test_dissection_is_tried_where_it_pays(m, kind):
     automatic = solver("superlu").analyze(m.pattern)
     assert automatic.kind == kind
@@ -176,3 +180,32 @@ def test_the_ordering_is_part_of_the_spec_and_of_the_analysis():
         pick("csr", method="cg", ordering="nd")
     with pytest.raises(InvalidOptionError, match="did you mean 'mmd'"):
         pick("csr", ordering="amd")
+
+
+def test_dissection_leaves_the_programs_signals_alone():
+    """A wait must still be broken off by SIGTERM: METIS in this process would leave it restartable."""
+
+    class ToldError(Exception):
+        pass
+
+    def tell(number, frame):
+        raise ToldError
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        chosen = solver("superlu")
+        pattern = poisson(12).pattern
+        chosen.analyze(pattern, FactorSpec("superlu", None, "float64", "cpu", ordering="nd"))
+        lock = threading.Lock()
+        lock.acquire()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(ToldError):
+            lock.acquire(timeout=20)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_dissection_of_small_graphs_is_a_permutation(n):
+    pattern = scattered(n, 0.1, 77_201_946).pattern
+    np.testing.assert_array_equal(np.sort(nested_dissection(graph_of(pattern, inspect_pattern(pattern)))), np.arange(n))
