@@ -73,7 +73,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     assert len(OTHER) == 3
 
 
@@ -102,6 +102,15 @@ def test_the_numpy_example_reuses_one_factor(tmp_path: Path):
     residual, hit = third.split()
     assert float(residual) < 1e-9
     assert hit == "True"
+
+
+def test_the_least_squares_example_tells_the_rank_and_solves_the_laplacian(tmp_path: Path):
+    first, second, third = run([sys.executable, "-c", PYTHON[3]], tmp_path).splitlines()
+    assert first.startswith("lstsq_qr ")
+    assert first.endswith("rank 30 of 30 columns")
+    assert second == "(200, 30) (200,)"
+    # By hand: x = (5, -1, -4) / 6 sums to zero, and its differences are 1 and 1/2.
+    assert numbers(third) == pytest.approx([5 / 6, -1 / 6, -4 / 6], rel=1e-7)
 
 
 def test_make_demo_learns_and_draws(checkout: Path, tmp_path: Path):

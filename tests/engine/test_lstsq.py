@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from backsolve import Client
-from backsolve.errors import InvalidOptionError, InvalidShapeError, NonfiniteInputError
+from backsolve.errors import IllConditionedWarning, InvalidOptionError, InvalidShapeError, NonfiniteInputError
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import Options, Status
@@ -355,3 +355,15 @@ def test_sparse_gradients_live_on_the_pattern(m, n, damp, dtype):
     pulled = np.vdot(gradients.values.data, direction.data).real
     assert pulled == pytest.approx(np.vdot(g, expected).real, rel=1e-8, abs=1e-8)
     np.testing.assert_allclose(pushed, expected, rtol=0, atol=1e-8)
+
+
+def test_a_gradient_where_rounding_may_have_decided_the_rank_warns_its_caller():
+    u, v = np.linalg.qr(numbers((9, 4), "float64", 4_120))[0], np.linalg.qr(numbers((4, 4), "float64", 4_121))[0]
+    a, b = (u * np.array([3, 2, 1, 3e-14])) @ v.T, numbers((9,), "float64", 4_122)
+    with Client() as client:
+        with pytest.warns(IllConditionedWarning) as caught:
+            x = client.lstsq(a, b).x
+        assert {warning.filename for warning in caught} == {__file__}
+        with pytest.warns(IllConditionedWarning) as caught:
+            client.lstsq_vjp(a, b, x, np.ones(4))
+        assert {warning.filename for warning in caught} == {__file__}

@@ -1,5 +1,6 @@
 """What the caller has asked to happen when a solve ran and its answer is not good enough."""
 
+import inspect
 import warnings
 from dataclasses import replace
 
@@ -53,12 +54,12 @@ def settle(solution: Solution, on_failure: OnFailure, what: str) -> Solution:
     if status is Status.OK:
         return solution
     if status is Status.ILL_CONDITIONED:
-        warnings.warn(_text(solution, what), IllConditionedWarning, stacklevel=4)
+        warnings.warn(_text(solution, what), IllConditionedWarning, stacklevel=_level())
         return solution
     if on_failure == "raise":
         raise _error(solution, what)
     if on_failure == "warn":
-        warnings.warn(_text(solution, what), NotConvergedWarning, stacklevel=4)
+        warnings.warn(_text(solution, what), NotConvergedWarning, stacklevel=_level())
         return solution
     return replace(solution, x=_blanked(solution))
 
@@ -69,7 +70,7 @@ def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFai
     For `on_failure` "warn" and "nan"; with "raise" the caller lets the error pass.
     """
     if on_failure == "warn":
-        warnings.warn(f"{what}: {error}", NotConvergedWarning, stacklevel=4)
+        warnings.warn(f"{what}: {error}", NotConvergedWarning, stacklevel=_level())
     if isinstance(error, NotPositiveDefiniteError):
         status = Status.NOT_POSITIVE_DEFINITE
     elif error.details.get("kind") == "structural":
@@ -91,6 +92,14 @@ def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFai
         instance="",
     )
     return Solution(np.full_like(rhs, np.nan), status, stats)
+
+
+def _level() -> int:
+    """How far up the stack of the function that warns the caller's own code begins."""
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _error(solution: Solution, what: str) -> SolveError:

@@ -120,7 +120,9 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "SolveReply": _object(
         {
-            "x": _described(_NUMBERS, "shaped like b; a number that is not finite is null"),
+            "x": _described(
+                _NUMBERS, "shaped like b, with as many rows as A has columns; a number that is not finite is null"
+            ),
             "dtype": _DTYPE,
             "certificate": ref("Certificate"),
             "ref": _KEY,
