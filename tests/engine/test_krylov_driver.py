@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.sparse import diags_array
+from scipy.sparse import block_array, csr_array, diags_array
 
 from backsolve.errors import CancelledError
 from backsolve.types import Status
@@ -35,6 +35,11 @@ def problem(operator, b, precondition=lambda rows: rows, rtol=1e-9, limit=2000, 
     norm = float(np.abs(operator.a).sum(axis=1).max())
     targets = rtol * np.linalg.norm(b, axis=1)
     return Problem(operator.multiply, operator.adjoint, precondition, b, None, targets, limit, restart, norm, check)
+
+
+def nonnormal():
+    """Residuals of BiCGStab rise far before they fall, and inner products lose their digits."""
+    return diags_array([-3.0, 2.5, 1.0], offsets=[-1, 0, 1], shape=(200, 200)).tocsr()
 
 
 def laplacian(side, shift=0.0):
@@ -85,6 +90,39 @@ def test_a_breakdown_beside_it_changes_no_column():
     np.testing.assert_allclose(block.x[0], alone.x[0], rtol=0, atol=1e-14)
 
 
+def exchange_beside(a):
+    """`a`, and two rows that exchange their unknowns: from either BiCGStab breaks down, and another start solves it."""
+    return block_array([[a, None], [None, csr_array([[0.0, 1.0], [1.0, 0.0]])]]).tocsr()
+
+
+def last_but_one(n):
+    unit = np.zeros(n)
+    unit[-2] = 1.0
+    return unit
+
+
+def test_products_of_others_are_no_products_of_ones_own():
+    a = exchange_beside(csr_array(array("general", "float64")))
+    long = np.concatenate([numbers((40,), "float64", 6_631_009), [0.0, 0.0]])
+    b = np.stack([long, last_but_one(42)])
+    need = solver("bicgstab").iterate(problem(Operator(a), b[:1])).iterations
+    alone = solver("bicgstab").iterate(problem(Operator(a), b[1:]))
+    assert alone.stops == [Stop.CONVERGED]
+    assert 1 < alone.iterations < need
+    block = solver("bicgstab").iterate(problem(Operator(a), b, limit=need))
+    assert block.stops == [Stop.CONVERGED] * 2
+    assert block.iterations == need
+
+
+def test_a_new_shadow_residual_is_for_the_column_that_needs_one():
+    a = exchange_beside(nonnormal())
+    b = np.stack([np.concatenate([np.ones(200), [0.0, 0.0]]), last_but_one(202)])
+    alone = solver("bicgstab").iterate(problem(Operator(a), b[:1]))
+    block = solver("bicgstab").iterate(problem(Operator(a), b))
+    assert block.stops == [Stop.CONVERGED] * 2
+    assert block.iterations == pytest.approx(alone.iterations, rel=0.05)  # rounding is another in a block
+
+
 @each
 def test_what_is_not_a_number_ends_it_within_two_products(method):
     operator = Operator(laplacian(16), spoilt=6)
@@ -125,6 +163,16 @@ def test_flexible_methods_take_a_preconditioner_that_changes():
         assert got.stops == [Stop.CONVERGED] * 2
         np.testing.assert_allclose(got.x.T, np.linalg.solve(a, b.T), rtol=0, atol=1e-8)
         assert got.iterations < 200
+
+
+def test_fcg_steps_along_the_residual_where_the_preconditioner_leads_nowhere():
+    """M is skew: M⁻¹ r is orthogonal to r, and a step along it would have length zero."""
+    a = array("definite", "float64", n=60)
+    signs = np.where(np.arange(60) % 2, 1.0, -1.0)
+    b = numbers((1, 60), "float64", 70_455_201)
+    got = solver("fcg").iterate(problem(Operator(a), b, lambda rows: rows[:, np.arange(60) ^ 1] * signs))
+    assert got.stops == [Stop.CONVERGED]
+    np.testing.assert_allclose(got.x[0], np.linalg.solve(a, b[0]), rtol=0, atol=1e-7)
 
 
 def test_an_indefinite_preconditioner_is_for_flexible_methods_only():
@@ -169,10 +217,21 @@ def test_lsmr_sees_at_once_that_nothing_is_left_to_gain():
     assert got.iterations <= 12
 
 
+def test_a_peak_costs_bicgstab_no_restart():
+    """The first step is 1e10 times too long, and what it rounds away is seen while the iteration flies on."""
+    a = array("general", "float64", n=30) / 8
+    b = numbers((1, 30), "float64", 14_902_377)
+    unit = b[0] / np.linalg.norm(b)
+    flat = a - (1 - 1e-10) * (unit @ a @ unit) * np.outer(unit, unit)
+    near = a - 0.5 * (unit @ a @ unit) * np.outer(unit, unit)
+    steep, plain = (solver("bicgstab").iterate(problem(Operator(m), b, rtol=1e-10)) for m in (flat, near))
+    assert steep.stops == plain.stops == [Stop.CONVERGED]
+    assert steep.iterations < 1.4 * plain.iterations
+
+
 def test_bicgstab_is_not_deceived_by_a_peak():
     """Residuals far above the first leave rounding that the recurrence never sees."""
-    a = diags_array([-3.0, 2.5, 1.0], offsets=[-1, 0, 1], shape=(200, 200)).tocsr()
-    b = np.ones((1, 200))
+    a, b = nonnormal(), np.ones((1, 200))
     got = solver("bicgstab").iterate(problem(Operator(a), b))
     assert got.stops == [Stop.CONVERGED]
     assert np.linalg.norm(b[0] - a @ got.x[0]) <= 1e-9 * np.linalg.norm(b)
