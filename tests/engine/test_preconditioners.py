@@ -245,7 +245,7 @@ def test_the_triangle_adds_nothing_and_pivots_nowhere():
     for half in (np.tril(a.toarray(), -1), np.triu(a.toarray(), 1)):
         # Diagonal entries below the others: pivoting would move away from them.
         full = half + np.diag(np.full(150, 0.5 * np.abs(half).max()))
-        t = Triangle(csr_array(full))
+        t = Triangle(csr_array(full), "ssor")
         np.testing.assert_array_equal(t._lu.perm_r[t._lu.perm_c.argsort()], np.arange(150))
         # L and U both count the diagonal; SuperLU keeps small dense blocks.
         assert t._lu.nnz <= 3 * np.count_nonzero(full)
@@ -419,3 +419,23 @@ def test_multigrid_draws_no_random_numbers():
     for kind in ("rs", "sa"):
         first, second = (build(f"amg(kind={kind})", unsymmetric(20)).apply(rows) for _ in range(2))
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["ssor", "ic", "chebyshev", "amg", "amg(kind=sa)", "block_jacobi(size=4)"])
+def test_rows_in_units_far_apart_are_no_obstacle(name):
+    """Hermitian scaling by powers of two is undone exactly, up to what the library rounds."""
+    a = plain(16)
+    powers = np.random.default_rng(83_115_207).integers(-200, 200, size=256)
+    s = np.ldexp(1.0, powers)
+    rows = numbers((2, 256), "float64", 60_224_871)
+    far = build(name, csr_array(diags_array(s) @ a @ diags_array(s))).apply(rows * s) * s
+    np.testing.assert_allclose(far, build(name, a).apply(rows), rtol=0, atol=1e-9 * np.abs(far).max())
+
+
+def test_multigrid_writes_nothing(capfd):
+    """Where classical interpolation would divide by zero, PyAMG writes to the standard output."""
+    n = 200
+    near, far = np.eye(n, k=1) + np.eye(n, k=-1), np.eye(n, k=100) + np.eye(n, k=-100)
+    # In each row the diagonal and the one weak connection cancel.
+    build("amg", csr_array(np.eye(n) - 10 * near - far))
+    assert capfd.readouterr() == ("", "")

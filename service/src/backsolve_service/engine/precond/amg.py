@@ -25,6 +25,9 @@ from .triangle import Triangle, solve_rows
 _COARSEST = 64
 """Rows below which a direct solve is cheaper than another level."""
 
+_SPAN = 53
+"""In powers of two: the digits of a double."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class AlgebraicMultigrid(Preconditioner):
             well), "auto" the first that can.
 
     Raises:
-        InvalidOptionError: "rs" for a complex matrix.
+        InvalidOptionError: "rs" for a complex matrix, or one that it cannot interpolate on.
         SingularMatrixError: a zero on the diagonal, or a level that is singular.
 
     Source: Ruge and Stüben, "Algebraic multigrid" (1987); Vaněk, Mandel and Brezina, Computing 56
@@ -85,34 +88,32 @@ class AlgebraicMultigrid(Preconditioner):
     """
 
     def __init__(self, a: Any, kind: str) -> None:
-        complex_entries = a.dtype.kind == "c"
-        if kind == "rs" and complex_entries:
+        if kind == "rs" and a.dtype.kind == "c":
             raise InvalidOptionError(
                 "preconditioner 'amg(kind=rs)' takes real matrices: use 'amg(kind=sa)'", option="preconditioner"
             )
         self._levels: list[_Level] = []
         self._coarsest: Any = None
         self._item = np.dtype(a.dtype).itemsize
-        self._power = 0
+        self._s: Array = np.ones(a.shape[0])
         if a.shape[0] == 0:
             return
         nonzero_diagonal(a, "amg")
         hermitian = is_hermitian(a)
         matrix = sparse(a)
         # pyamg compares with fixed small numbers here and there.
-        self._power = int(exponents(magnitude(matrix.data, 0)))
-        matrix = csr_array((shift(matrix.data, np.array(-self._power)), matrix.indices, matrix.indptr), a.shape)
-        aggregate = kind == "sa" or complex_entries
-        levels = _hierarchy(matrix, aggregate=aggregate, hermitian=hermitian)
+        powers = _powers(matrix)
+        self._s = np.ldexp(1.0, powers)
+        rows = np.repeat(powers, np.diff(matrix.indptr))
+        matrix = csr_array((shift(matrix.data, rows + powers[matrix.indices]), matrix.indices, matrix.indptr), a.shape)
+        levels = _hierarchy(matrix, kind, hermitian=hermitian)
         matrices = [sparse(level.A) for level in levels]
-        if not all(np.isfinite(own.data).all() for own in matrices):
-            raise no_pivot("amg")
         # Nothing was left to coarsen where a coarse matrix has no diagonal: all rows are alone, say.
         usable = [bool(np.all(diagonal(own) != 0)) for own in matrices]
         last = usable.index(False) - 1 if False in usable else len(levels) - 1
         for level, own in zip(levels[:last], matrices, strict=False):
-            upper = None if hermitian else Triangle(triu(own, format="csr"))
-            lower = Triangle(tril(own, format="csr"))
+            upper = None if hermitian else Triangle(triu(own, format="csr"), "amg")
+            lower = Triangle(tril(own, format="csr"), "amg")
             self._levels.append(_Level(own, lower, upper, csr_array(level.R), csr_array(level.P)))
         self._coarsest = _direct(matrices[last])
 
@@ -120,7 +121,7 @@ class AlgebraicMultigrid(Preconditioner):
     def nbytes(self) -> int:
         """Bytes of all levels."""
         coarsest = 0 if self._coarsest is None else int(self._coarsest.nnz) * (self._item + 4)
-        return sum(level.nbytes for level in self._levels) + coarsest
+        return sum(level.nbytes for level in self._levels) + coarsest + int(self._s.nbytes)
 
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`."""
@@ -133,7 +134,7 @@ class AlgebraicMultigrid(Preconditioner):
     def _solved(self, residuals: Array, *, adjoint: bool) -> Array:
         if not residuals.size:
             return residuals.copy()
-        return shift(self._cycle(0, residuals, adjoint=adjoint), np.array(-self._power))
+        return self._cycle(0, residuals * self._s, adjoint=adjoint) * self._s
 
     def _cycle(self, depth: int, rows: Array, *, adjoint: bool) -> Array:
         if depth == len(self._levels):
@@ -148,11 +149,42 @@ class AlgebraicMultigrid(Preconditioner):
         return x
 
 
-def _hierarchy(matrix: Any, *, aggregate: bool, hermitian: bool) -> list[Any]:
-    """Pyamg's levels, built without its smoothers and without its random numbers."""
-    if not aggregate:
-        made = ruge_stuben_solver(matrix, presmoother=None, postsmoother=None, max_coarse=_COARSEST)
-    else:
+def _powers(matrix: Any) -> Array:
+    """Powers of two that scale rows and columns alike: one for all of them, or the diagonal's own.
+
+    One for all keeps the slow modes as they are, on which interpolation rests. A diagonal that spans more
+    than double precision resolves has none to keep.
+    """
+    own = exponents(magnitude(diagonal(matrix)[None], 0))
+    if own.max() - own.min() <= _SPAN:
+        own = np.full(own.shape, exponents(magnitude(matrix.data, 0)))
+    return np.asarray(-(own // 2))
+
+
+def _hierarchy(matrix: Any, kind: str, *, hermitian: bool) -> list[Any]:
+    """Pyamg's levels, built without its smoothers and without its random numbers; finite.
+
+    Raises:
+        InvalidOptionError: Ruge-Stüben interpolation has divided by zero.
+        SingularMatrixError: smoothed aggregation has.
+    """
+    if kind != "sa" and matrix.dtype.kind != "c":
+        with np.errstate(all="ignore"):
+            made = ruge_stuben_solver(
+                matrix,
+                interpolation="classical" if _dominant(matrix) else "direct",
+                presmoother=None,
+                postsmoother=None,
+                max_coarse=_COARSEST,
+            )
+        if _finite(made.levels):
+            return list(made.levels)
+        if kind == "rs":
+            raise InvalidOptionError(
+                "Ruge-Stüben interpolation does not exist for this matrix: use preconditioner 'amg(kind=sa)'",
+                option="preconditioner",
+            )
+    with np.errstate(all="ignore"):
         made = smoothed_aggregation_solver(
             matrix,
             symmetry="hermitian" if hermitian else "nonsymmetric",
@@ -162,7 +194,26 @@ def _hierarchy(matrix: Any, *, aggregate: bool, hermitian: bool) -> list[Any]:
             postsmoother=None,
             max_coarse=_COARSEST,
         )
+    if not _finite(made.levels):
+        raise no_pivot("amg")
     return list(made.levels)
+
+
+def _dominant(matrix: Any) -> bool:
+    """No entry off the diagonal is positive, and none of the rows has a negative sum (but for rounding).
+
+    Classical interpolation needs somewhat fewer iterations than direct; elsewhere it may divide by
+    zero, and pyamg then writes to the standard output of the process.
+    """
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    entries = diagonal(matrix)
+    sums = np.asarray(matrix.sum(axis=1))
+    signs = bool(np.all(matrix.data[rows != matrix.indices] <= 0))
+    return signs and bool(np.all(sums >= -1e-12 * entries))
+
+
+def _finite(levels: list[Any]) -> bool:
+    return all(np.isfinite(level.A.data).all() for level in levels)
 
 
 def _direct(matrix: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Rows that do not wait for each other form a level, and all rows of a level are eliminated at once
 by array operations. Grids have few levels (two or three times their side); a chain, such as a
-tridiagonal matrix in its natural order, has as many as rows, and costs some 20 µs for each. The
+tridiagonal matrix in its natural order, has as many as rows, and costs tens of µs for each. The
 interpreter's lock is held on the way.
 
 Source: Saad, "Iterative methods for sparse linear systems", algorithm 10.4 (in its order by
@@ -73,11 +73,13 @@ def eliminate(a: Any, least: float | None = None) -> Array:
     order, starts = _levels(layout)
     first = 0
     work = np.concatenate([[0], np.cumsum((np.diff(layout.below_start) * layout.right)[order])])[starts]
-    while first < starts.size - 1:
-        last = max(int(np.searchsorted(work, work[first] + _CHUNK, "right")) - 1, first + 1)
-        nodes = order[starts[first] : starts[last]]
-        _run(layout, values, nodes, starts[first : last + 1] - starts[first], least)
-        first = last
+    # What overflows shows in the pivots.
+    with np.errstate(all="ignore"):
+        while first < starts.size - 1:
+            last = max(int(np.searchsorted(work, work[first] + _CHUNK, "right")) - 1, first + 1)
+            nodes = order[starts[first] : starts[last]]
+            _run(layout, values, nodes, starts[first : last + 1] - starts[first], least)
+            first = last
     return values
 
 

@@ -44,11 +44,18 @@ def unit_diagonal(a: Any, name: str) -> tuple[Array, Any]:
             column=int(bad[0]),
         )
     s = 1 / np.sqrt(entries)
-    if isinstance(a, np.ndarray):
-        return s, a * s[:, None] * s
-    rows = np.repeat(s, np.diff(a.indptr))
-    scaled = csr_array((a.data * rows * s[a.indices], a.indices, a.indptr), shape=a.shape)
-    scaled.has_canonical_format = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(a, np.ndarray):
+            scaled: Any = a * s[:, None] * s
+        else:
+            rows = np.repeat(s, np.diff(a.indptr))
+            scaled = csr_array((a.data * rows * s[a.indices], a.indices, a.indptr), shape=a.shape)
+            scaled.has_canonical_format = True
+    if not np.isfinite(scaled if isinstance(scaled, np.ndarray) else scaled.data).all():
+        raise NotPositiveDefiniteError(
+            f"an entry is beyond all bounds beside the diagonal, so the matrix is not positive definite, which "
+            f"preconditioner {name!r} needs: use preconditioner 'jacobi' or a direct method"
+        )
     return s, scaled
 
 
@@ -66,11 +73,12 @@ def nonzero_diagonal(a: Any, name: str) -> Array:
 
 
 def no_pivot(name: str, column: int | None = None) -> SingularMatrixError:
-    """M would be singular, since a pivot of it is zero."""
+    """M would be singular: a pivot of it is zero, or has overflowed."""
     where = "" if column is None else f" in column {column}"
+    other = "" if name == "ilut" else "preconditioner 'ilut', which pivots, or "
     return SingularMatrixError(
-        f"preconditioner {name!r} would be exactly singular: it met a zero pivot{where}; use preconditioner 'ilut', "
-        "which pivots, or a direct method, or solve A + shift*I",
+        f"preconditioner {name!r} would be exactly singular: it met a pivot that is zero or not finite{where}; "
+        f"use {other}a direct method, or solve A + shift*I",
         kind="numeric",
         **({} if column is None else {"column": column}),
     )

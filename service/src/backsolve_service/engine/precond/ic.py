@@ -13,7 +13,10 @@ from .forms import sparse, unit_diagonal
 from .triangle import Triangle
 
 _FIRST_SHIFT = 1e-3
-"""Of a matrix with unit diagonal; doubled until elimination succeeds (Lin and Moré, 1999, algorithm 2.2)."""
+"""Of a matrix with unit diagonal; doubled until elimination succeeds (Lin and Moré, 1999, algorithm 2.2).
+
+Beyond 1 the matrix is far from definite, and the steps are longer.
+"""
 
 _LEAST_PIVOT = 64 * float(np.finfo(np.float64).eps)
 """Of a matrix with unit diagonal: what is below is rounding noise."""
@@ -53,10 +56,11 @@ class IncompleteCholesky(Preconditioner):
                 lower = factorize(scaled, shift)
                 break
             except PivotError:
-                shift = max(2 * shift, _FIRST_SHIFT)
+                shift = max((2 if shift < 1 else 16) * shift, _FIRST_SHIFT)
         self.shift = shift
         rows = np.repeat(1 / s, np.diff(lower.indptr))
-        self._lower = Triangle(csr_array((lower.data * rows, lower.indices, lower.indptr), shape=lower.shape))
+        lower = csr_array((lower.data * rows, lower.indices, lower.indptr), shape=lower.shape)
+        self._lower = Triangle(lower, "ic")
 
     @property
     def nbytes(self) -> int:

@@ -29,16 +29,15 @@ class IncompleteLu(Preconditioner):
     def __init__(self, a: Any) -> None:
         a = sparse(a)
         try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = eliminate(a)
+            values = eliminate(a)
         except PivotError as error:
             raise no_pivot("ilu", error.column) from None
         if not np.isfinite(values).all():
             raise no_pivot("ilu")
         factors = a.copy()
         factors.data = values
-        self._lower = Triangle(tril(factors, -1, "csr") + eye_array(a.shape[0], dtype=a.dtype, format="csr"))
-        self._upper = Triangle(triu(factors, 0, "csr"))
+        self._lower = Triangle(tril(factors, -1, "csr") + eye_array(a.shape[0], dtype=a.dtype, format="csr"), "ilu")
+        self._upper = Triangle(triu(factors, 0, "csr"), "ilu")
 
     @property
     def nbytes(self) -> int:

@@ -35,8 +35,8 @@ class Ssor(Preconditioner):
         mirrored = is_hermitian(a)
         a = sparse(a)
         self._middle: Array = d * (omega * (2 - omega))
-        self._lower = Triangle(_half(tril(a, -1, "csr"), d, omega))
-        self._upper = None if mirrored else Triangle(_half(triu(a, 1, "csr"), d, omega))
+        self._lower = Triangle(_half(tril(a, -1, "csr"), d, omega), "ssor")
+        self._upper = None if mirrored else Triangle(_half(triu(a, 1, "csr"), d, omega), "ssor")
 
     @property
     def nbytes(self) -> int:

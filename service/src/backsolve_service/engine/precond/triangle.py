@@ -12,23 +12,34 @@ from scipy.sparse.linalg import splu
 
 from backsolve.types import Array, Trans
 
+from .forms import no_pivot
+
 
 @final
 class Triangle:
     """A sparse triangular matrix ready for solving. Immutable; safe to use from several threads.
 
     Args:
-        t: lower or upper triangular `csr_array` or `csc_array`, no zero on the diagonal.
+        t: lower or upper triangular `csr_array` or `csc_array`.
+        name: of the preconditioner that it is part of.
+
+    Raises:
+        SingularMatrixError: a zero on the diagonal.
     """
 
-    def __init__(self, t: Any) -> None:
+    def __init__(self, t: Any, name: str) -> None:
         self._lu: Any = None
         self._entry = t.dtype.itemsize + np.dtype(np.intc).itemsize
         if t.shape[0]:
             columns = csc_array(t)
             columns.sort_indices()
             how = {"SymmetricMode": True, "Equil": False}
-            self._lu = splu(columns, permc_spec="NATURAL", diag_pivot_thresh=0.0, options=how)
+            try:
+                self._lu = splu(columns, permc_spec="NATURAL", diag_pivot_thresh=0.0, options=how)
+            except RuntimeError as error:  # SciPy has no type of its own for this failure
+                if "singular" not in str(error):
+                    raise
+                raise no_pivot(name) from error
 
     @property
     def nbytes(self) -> int:
