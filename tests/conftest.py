@@ -29,6 +29,14 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[None]:
+    """Keep the embedded engine from one test to the next, so that its worker processes start once."""
+    with Client("embedded") as opened:
+        opened.info()
+        yield
+
+
 @pytest.fixture
 def embedded() -> Iterator[Client]:
     """A client of the embedded engine alone."""

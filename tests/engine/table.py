@@ -1,6 +1,7 @@
 """Every method on every kind of matrix that it takes: one row of `TABLE` is one more method tested everywhere."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -37,7 +38,7 @@ class Row:
         return ROWS[self.method].definite
 
 
-TABLE = (
+EVERY = (
     Row("lu", None, "dense", "general"),
     Row("lu", None, "dense", "indefinite"),
     Row("lu", None, "dense", "zero_diagonal"),
@@ -109,7 +110,25 @@ TABLE = (
     Row("cudss", None, "csr", "definite", on_device=True),
     Row("cudss", None, "csr", "triangular", on_device=True),
     Row("cudss", None, "csr", "zero_diagonal", on_device=True),
+    *(
+        Row(method, None, "csr", kind)
+        for method in ("rslab", "rslab_klu", "klu")
+        for kind in ("general", "indefinite", "triangular", "zero_diagonal")
+    ),
+    *(Row("rslab_ldl", None, "csr", kind) for kind in ("symmetric", "real_saddle")),
 )
+
+
+def absent(method):
+    """Why a method cannot be tried here, or None: a model stands in for what has a probe."""
+    row = ROWS[method]
+    if row.requires is None or row.probe is not None or find_spec(row.requires) is not None:
+        return None
+    return f"the package {row.requires} of the extra {row.extra!r} is not installed"
+
+
+TABLE = tuple(row for row in EVERY if absent(row.method) is None)
+"""The rows whose libraries are installed here."""
 
 
 def numbers(shape, dtype, seed):
@@ -158,6 +177,7 @@ STRUCTURES = {
     # Complex symmetric where it is complex: not Hermitian.
     "symmetric": lambda a, full, shift: a + a.T + _alternating(len(a)),
     "saddle": lambda a, full, shift: _saddle(a),
+    "real_saddle": lambda a, full, shift: _saddle(a.real),
     # Rows moved by one: the diagonal is neither full nor large.
     "zero_diagonal": lambda a, full, shift: np.roll(a + shift, 1, axis=0),
     "band": lambda a, full, shift: _swapped(np.triu(np.tril(full, 1), -1) + shift),

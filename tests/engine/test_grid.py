@@ -24,6 +24,8 @@ ROWS_HERE = [row for row in TABLE if not row.on_device and row.layout != "struct
 
 ONE_EACH = list({(row.method, row.preconditioner, row.layout): row for row in ROWS_HERE}.values())
 
+pytestmark = pytest.mark.usefixtures("kept")
+
 each_row = pytest.mark.parametrize("row", ROWS_HERE, ids=str)
 each_kind = pytest.mark.parametrize("row", ONE_EACH, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)

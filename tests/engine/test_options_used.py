@@ -39,6 +39,8 @@ KIND = {row.method: row for row in sorted(TABLE, key=lambda row: (row.layout == 
 ITERATIVE = [
     row for row in TABLE if not ROWS[row.method].direct and not row.on_device and row.structure not in ("diagonal",)
 ]
+pytestmark = pytest.mark.usefixtures("kept")
+
 each_method = pytest.mark.parametrize("method", methods())
 each_iterative = pytest.mark.parametrize("row", ITERATIVE, ids=str)
 

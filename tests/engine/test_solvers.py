@@ -19,7 +19,21 @@ from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.precond.parameters import split
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, solver
-from engine.table import DTYPES, TABLE, TOLERANCE, Row, array, factor, factor_of, matrix, numbers, op, solver_of
+from engine.table import (
+    DTYPES,
+    EVERY,
+    TABLE,
+    TOLERANCE,
+    Row,
+    absent,
+    array,
+    factor,
+    factor_of,
+    matrix,
+    numbers,
+    op,
+    solver_of,
+)
 from support.cudss_model import Model
 
 
@@ -48,7 +62,7 @@ each_trans = pytest.mark.parametrize("trans", TRANS)
 def test_the_table_covers_the_registry():
     # Least squares has tests of its own.
     solving = {name: r for name, r in ROWS.items() if not r.least_squares}
-    assert {(row.method, row.layout) for row in TABLE} == {
+    assert {(row.method, row.layout) for row in EVERY} == {
         (name, at) for name, r in solving.items() for at in r.layouts
     }
     assert {row.preconditioner and split(row.preconditioner)[0] for row in TABLE} == {None, *PRECONDITIONERS}
@@ -56,6 +70,9 @@ def test_the_table_covers_the_registry():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_registry_agrees_with_the_class(name):
+    why = absent(name)
+    if why is not None:
+        pytest.skip(why)
     assert solver(name).name == name
 
 
@@ -343,6 +360,8 @@ def test_inputs_are_left_alone_and_may_be_read_only(row):
 
 @each_row
 def test_a_factor_outlives_the_thread_that_made_it_and_serves_several(row):
+    if ROWS[row.method].home == "process":
+        pytest.skip("its library is not made for that, so it runs in a process of one thread")
     a = array(row.structure, "float64")
     b = numbers((40, 2), "float64", 818_273)
     made = []

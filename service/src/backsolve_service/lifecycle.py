@@ -9,6 +9,8 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -53,7 +55,7 @@ class Service:
         http_port, grpc_port = _claim(settings.host, settings.http_port, settings.grpc_port)
         _check_tls(settings)
         config = _plane_config(settings, http_port, grpc_port)
-        _self_test(config)
+        config = replace(config, unfit=_self_test(config))
         # The creation time of every series would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         metrics = Metrics()
@@ -206,14 +208,19 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _self_test(config: PlaneConfig) -> None:
-    """Test the methods on a plane of their own: what is counted and cached there is nobody's."""
+def _self_test(config: PlaneConfig) -> Mapping[str, str]:
+    """Test the methods on a plane of their own, since what is counted and cached there is nobody's.
+
+    Returns:
+        The methods to do without, and why.
+    """
     started = time.perf_counter()
     plane = DataPlane(config)
     try:
-        methods = selftest.run(plane, config.device)
+        verdict = selftest.run(plane, config.device)
     except selftest.SelfTestError as err:
         raise StartError(str(err)) from err
     finally:
         plane.close()
-    _log.info("self-test passed", extra={"methods": methods, "seconds": round(time.perf_counter() - started, 3)})
+    _log.info("self-test passed", extra={"methods": verdict.fit, "seconds": round(time.perf_counter() - started, 3)})
+    return verdict.unfit

@@ -60,6 +60,7 @@ class PlaneConfig:
         processes: processes for methods that need one; started when there is such a call.
         isolated: methods that run in processes although they could run on threads.
         stuck_seconds: how long a process may work on for nobody before it is killed.
+        unfit: methods that are not offered although their libraries are installed, and why.
         cache_bytes: budget for patterns, matrices and factors in the host's memory.
         device_cache_bytes: budget for factors on the device; None: a share of what is free there now.
         max_payload_bytes: largest single call.
@@ -73,6 +74,7 @@ class PlaneConfig:
     processes: int = 1
     isolated: frozenset[str] = frozenset()
     stuck_seconds: float = STUCK_SECONDS
+    unfit: Mapping[str, str] = field(default_factory=dict)
     cache_bytes: int = 2 * _GIB
     device_cache_bytes: int | None = None
     max_payload_bytes: int = _GIB
@@ -116,7 +118,7 @@ class DataPlane:
             device_bytes=factor_budget(self.config.device) if on_device is None else on_device,
             move=lambda ref, out: self._scheduler.move(ref, CPU if out else ref.spec.device),
         )
-        preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry)
+        preparer = Preparer(self._cache, self._scheduler, self.config.device, self.telemetry, self.config.unfit)
         answering = Answering(self._scheduler, preparer, self._cache, self.telemetry, self.config.instance)
         self._calls = Calls(self._cache, answering, self.telemetry, self.limits)
         self._lock = Lock()
@@ -206,7 +208,7 @@ class DataPlane:
             instance=self.config.instance,
             device=self.config.device,
             dtypes=tuple(d.name for d in DTYPES),
-            methods=methods(self.config.device),
+            methods=tuple(name for name in methods(self.config.device) if name not in self.config.unfit),
             preconditioners=preconditioners(),
             limits=self.limits,
             extensions=("vjp", "jvp", "batch", "values-only"),

@@ -1,5 +1,6 @@
 """From a matrix that is held and the options of a call to a factor on a worker."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 from weakref import WeakKeyDictionary
@@ -10,6 +11,7 @@ from backsolve.errors import (
     DeviceOutOfMemoryError,
     MemoryBudgetError,
     NotPositiveDefiniteError,
+    NotSupportedError,
     SingularMatrixError,
 )
 from backsolve.types import Options
@@ -67,13 +69,22 @@ class Preparer:
         scheduler: whose workers build what is not.
         device: where methods compute that can.
         telemetry: counts what was built.
+        unfit: methods to do without, and why.
     """
 
-    def __init__(self, cache: FactorCache[FactorRef], scheduler: Scheduler, device: str, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        cache: FactorCache[FactorRef],
+        scheduler: Scheduler,
+        device: str,
+        telemetry: Telemetry,
+        unfit: Mapping[str, str],
+    ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._device = device
         self._telemetry = telemetry
+        self._unfit = unfit
         self.reuse = Reuse(cache)
         self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[Kind, int]] = WeakKeyDictionary()
 
@@ -84,10 +95,16 @@ class Preparer:
 
         Raises:
             InvalidOptionError: an option that does not exist or is not used.
+            NotSupportedError: the method is not offered here.
             SingularMatrixError, NotPositiveDefiniteError: the matrix has no such factor.
             DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
             DeviceOutOfMemoryError: the device has no room, and the method cannot do without it.
         """
+        if options.method in self._unfit:
+            raise NotSupportedError(
+                f"method {options.method!r} is installed but not offered: {self._unfit[options.method]}; "
+                "use another method, or 'auto'"
+            )
         choice = choose(entry.structure, options, has_x0=has_x0, device=self._device)
         if options.reuse is not None:
             found, why = self._older(entry, choice)

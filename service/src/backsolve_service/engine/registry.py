@@ -27,15 +27,16 @@ Need = Literal[
     "symmetric",
     "hermitian",
     "definite",
+    "transpose",
     "rectangular",
     "low_rank",
     "kronecker",
     "circulant",
     "toeplitz",
 ]
-"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric; "rectangular"
-is of least squares: any shape, and an answer that the square methods would not give. Each kind of structured
-matrix has a method of its own, which needs that kind."""
+"""What a method needs of a matrix; "symmetric" is Hermitian or complex symmetric, "transpose" equal to its
+transpose; "rectangular" is of least squares: any shape, and an answer that the square methods would
+not give. Each kind of structured matrix has a method of its own, which needs that kind."""
 
 Home = Literal["thread", "process"]
 """Where a method may run: libraries that hold the interpreter's lock, share state between
@@ -138,6 +139,12 @@ ROWS: Mapping[str, Row] = {
     "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
     "banded": Row("direct.banded:Banded", _CSR, "square", _DIRECT),
     "block_diagonal": Row("direct.block_diagonal:BlockDiagonal", _CSR, "square", _DIRECT),
+    "rslab": Row("direct.rslab:Rslab", _CSR, "square", _DIRECT, home="process", requires="rslab", extra="rslab"),
+    "rslab_ldl": Row(
+        "direct.rslab:RslabLdl", _CSR, "transpose", _DIRECT, home="process", requires="rslab", extra="rslab"
+    ),
+    "rslab_klu": Row("direct.rslab:RslabKlu", _CSR, "square", _DIRECT, home="process", requires="rslab", extra="rslab"),
+    "klu": Row("direct.klu:Klu", _CSR, "square", _DIRECT, wide=True, home="process", requires="nbklu", extra="klu"),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,

@@ -21,7 +21,7 @@ import numpy as np
 
 from backsolve.errors import BacksolveError, DeviceOutOfMemoryError, InternalError, MemoryBudgetError
 from backsolve.matrix import Matrix
-from backsolve.pattern import AnyPattern, DensePattern, Pattern
+from backsolve.pattern import AnyPattern, Pattern
 from backsolve.types import DTYPES, Array
 
 from ..engine.accelerator.faults import DeviceFaultError, is_fault
@@ -107,10 +107,11 @@ class Server:
             return _failure(error), []
 
     def _analyze(self, request: Analyze, arrays: list[Array]) -> Analyzed:
-        pattern: AnyPattern = DensePattern(request.shape)
-        if arrays:
+        if isinstance(request.pattern, tuple):
             indptr, indices = arrays
-            pattern = Pattern(indptr, indices, request.shape)
+            pattern: AnyPattern = Pattern(indptr, indices, request.pattern)
+        else:
+            pattern = request.pattern
         symbolic = solver_for(request.spec).analyze(pattern, request.spec)
         self._symbolics[request.symbolic] = symbolic
         predicted = {dtype.name: symbolic.predicted_nbytes(dtype.name) for dtype in DTYPES}

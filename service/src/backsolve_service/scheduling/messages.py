@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from backsolve.pattern import DensePattern, StructuredPattern
 from backsolve.types import Trans
 
 from ..engine.answer import Answer
@@ -27,12 +28,12 @@ class Analyze:
     Attributes:
         symbolic: number to keep it under.
         spec: whose method is to analyse.
-        shape: of the pattern.
+        pattern: the pattern, or the shape of a sparse one.
     """
 
     symbolic: int
     spec: FactorSpec
-    shape: tuple[int, int]
+    pattern: DensePattern | StructuredPattern | tuple[int, int]
 
 
 @final

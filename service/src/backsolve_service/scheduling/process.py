@@ -247,8 +247,12 @@ class ProcessWorker(Worker):
     # On the worker's thread
 
     def _prepare(self, child: Child, number: int, spec: FactorSpec, pattern: AnyPattern, wanted: Wanted) -> Analyzed:
-        arrays = [[pattern.indptr], [pattern.indices]] if isinstance(pattern, Pattern) else []
-        request = Analyze(number, spec, pattern.shape)
+        arrays: list[list[Array]] = []
+        if isinstance(pattern, Pattern):
+            arrays = [[pattern.indptr], [pattern.indices]]
+            request = Analyze(number, spec, pattern.shape)
+        else:
+            request = Analyze(number, spec, pattern)
         return self._call(child, request, Analyzed, arrays, lambda: not wanted())[0]
 
     def _remember(self, symbolic: RemoteSymbolic) -> None:
