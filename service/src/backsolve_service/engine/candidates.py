@@ -12,6 +12,9 @@ from .structure import Structure
 NARROW_BAND = 24
 """Stored diagonals up to which a banded factorization beats a sparse one that reorders."""
 
+SMALL_BLOCK = 64
+"""Rows up to which unconnected blocks are best factorized densely, all of a size at once."""
+
 SPREADING_ROWS = 40_000
 """Rows from which a factor of a spreading pattern costs seconds, and multigrid a tenth of that."""
 
@@ -66,6 +69,8 @@ def spreading(structure: Structure) -> bool:
 
 
 def _dense(structure: Structure) -> Iterator[Candidate]:
+    if structure.triangular:
+        yield Candidate("triangular", "triangular: substitution alone", "substitution")
     if structure.definite_candidate:
         yield Candidate("cholesky", "dense, Hermitian, positive diagonal: Cholesky", "Cholesky")
     if structure.hermitian:
@@ -82,6 +87,8 @@ def _sparse(structure: Structure) -> Iterator[Candidate]:
         yield Candidate("diagonal", "nothing off the diagonal", "division by the diagonal")
     elif facts.triangular:
         yield Candidate("triangular", "triangular: substitution alone", "substitution")
+    if facts.largest_block is not None and facts.largest_block <= min(SMALL_BLOCK, facts.n // 4):
+        yield Candidate("block_diagonal", "unconnected small blocks: each by dense LU", "LU of each block")
     if facts.lower_bandwidth + facts.upper_bandwidth < NARROW_BAND:
         yield Candidate("banded", "a narrow band: banded LU", "banded LU")
     if spreading(structure):

@@ -5,7 +5,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, structural_rank
+from scipy.sparse.csgraph import breadth_first_order, connected_components, structural_rank
 
 from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import Array
@@ -43,6 +43,7 @@ class PatternFacts:
         width: rows in the widest level of a breadth-first search from the pattern's rim, about the
             size of the smallest set that cuts it in two; of sparse patterns from `WIDTH_FROM` rows
             on and without hubs, else None.
+        largest_block: rows of the largest connected component, of sparse patterns; else None.
         kind: of a structured matrix, of which nothing else is known by its pattern; else None.
         square: as many rows as columns; if not, nothing else is looked for.
     """
@@ -55,6 +56,7 @@ class PatternFacts:
     lower_bandwidth: int
     upper_bandwidth: int
     width: int | None = None
+    largest_block: int | None = None
     kind: str | None = None
     square: bool = True
 
@@ -130,7 +132,9 @@ def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
     lower = max(int(below.max()), 0) if below.size else 0
     upper = max(-int(below.min()), 0) if below.size else 0
     widest = level_width(ones) if n >= WIDTH_FROM and not _has_hubs(pattern) else None
-    return PatternFacts(n, pattern.nnz, full, singular, symmetric, lower, upper, widest)
+    _, component = connected_components(ones, directed=False)
+    largest = int(np.bincount(component).max()) if n else 0
+    return PatternFacts(n, pattern.nnz, full, singular, symmetric, lower, upper, widest, largest)
 
 
 def _has_hubs(pattern: Pattern) -> bool:
