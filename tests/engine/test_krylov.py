@@ -11,7 +11,8 @@ from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.krylov.lsmr import least_squares
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import ROWS, solver
+from backsolve_service.engine.options import preconditioner_spec
+from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, solver
 from backsolve_service.engine.select import choose
 from backsolve_service.engine.structure import inspect, inspect_pattern
 from engine.table import array, factor_of, matrix, numbers, op, poisson
@@ -21,6 +22,7 @@ ALL = ("cg", "fcg", "minres", *GENERAL)
 
 each = pytest.mark.parametrize("method", ALL)
 each_general = pytest.mark.parametrize("method", GENERAL)
+each_preconditioned_general = pytest.mark.parametrize("method", ["bicgstab", "gmres", "fgmres"])
 
 
 def made(method, m, preconditioner="none"):
@@ -252,3 +254,31 @@ def test_products_with_the_right_operator(method, trans):
     b = numbers((40, 2), "complex128", 12_004_598)
     got = run(made(method, matrix("csr", a)), b, trans, rtol=1e-11)
     np.testing.assert_allclose(got.x, np.linalg.solve(op(a, trans), b), rtol=0, atol=1e-8)
+
+
+INDEFINITE = [name for name, row in PRECONDITIONERS.items() if not row.definite]
+
+
+@pytest.mark.parametrize(("method", "other"), [("cg", "fcg"), ("minres", "gmres")])
+@pytest.mark.parametrize("preconditioner", INDEFINITE)
+def test_a_preconditioner_that_may_be_indefinite_is_refused(method, other, preconditioner):
+    m = poisson(6)
+    structure = inspect(inspect_pattern(m.pattern), Operand(m))
+    options = Options(method=method, preconditioner=preconditioner)
+    with pytest.raises(InvalidOptionError, match=f"not Hermitian positive definite.*use method '{other}'"):
+        choose(structure, options, has_x0=False, device="cpu")
+    taken = choose(structure, Options(method=other, preconditioner=preconditioner), has_x0=False, device="cpu")
+    assert taken.spec.method == other
+
+
+@pytest.mark.parametrize("trans", ["N", "T", "H"])
+@pytest.mark.parametrize("preconditioner", INDEFINITE)
+@each_preconditioned_general
+def test_the_preconditioner_is_applied_as_the_right_operator(method, preconditioner, trans):
+    """With op(M) mistaken for M an answer would still come, and take many more iterations."""
+    a = array("general", "complex128")
+    b = numbers((40, 2), "complex128", 80_337_152)
+    f = factor_of(method, matrix("csr", a), preconditioner_spec(preconditioner))
+    got, plain = run(f, b, trans, rtol=1e-10), run(made(method, matrix("csr", a)), b, trans, rtol=1e-10)
+    np.testing.assert_allclose(got.x, np.linalg.solve(op(a, trans), b), rtol=0, atol=1e-7)
+    assert got.iterations[0] < plain.iterations[0]
