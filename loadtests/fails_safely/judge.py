@@ -87,7 +87,8 @@ def optimality_error(a: Array, b: Array, x: Array, trans: str) -> float:
     if x.size == 0:
         return 0.0
     full, residual, size = _residual(a, b, x, trans)
-    return _worst(np.abs(full.conj().T @ residual).max(axis=0), size * np.abs(full).sum(axis=0).max())
+    with np.errstate(all="ignore"):
+        return _worst(np.abs(full.conj().T @ residual).max(axis=0), size * np.abs(full).sum(axis=0).max())
 
 
 def _residual(a: Array, b: Array, x: Array, trans: str) -> tuple[Array, Array, Array]:
@@ -96,11 +97,12 @@ def _residual(a: Array, b: Array, x: Array, trans: str) -> tuple[Array, Array, A
     full = a.astype(wide)
     full = {"N": full, "T": full.T, "H": full.conj().T}[trans]
     right, answer = (v.astype(wide).reshape(len(v), -1) for v in (b, x))
-    size = np.abs(full).sum(axis=1).max() * np.abs(answer).max(axis=0) + np.abs(right).max(axis=0)
-    return full, right - full @ answer, size
+    with np.errstate(all="ignore"):  # an answer that is not finite has no finite residual
+        size = np.abs(full).sum(axis=1).max() * np.abs(answer).max(axis=0) + np.abs(right).max(axis=0)
+        return full, right - full @ answer, size
 
 
 def _worst(error: Array, size: Array) -> float:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         found = np.where(error == 0, 0, error / np.where(size == 0, 1, size))
     return float(np.max(np.where(np.isnan(found), np.inf, found)))

@@ -15,7 +15,9 @@ from backsolve.types import TRANS, Status
 from loadtests.fails_safely.__main__ import cases
 from loadtests.fails_safely.judge import error_of
 
-CASES = list(cases())
+CASES = [
+    case for case in cases() if case[2] in (None, "none", "jacobi") or case[:2] in (("cg", "csr"), ("gmres", "csr"))
+]
 MAXITER = {"maxiter": 60}
 
 plain = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -3.0])
