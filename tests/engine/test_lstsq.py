@@ -131,6 +131,9 @@ def test_a_nearly_consistent_system_is_as_good_as_rounding_allows(method, layout
     assert got.statuses == ((Status.OK,),)
     if ROWS[method].direct:
         assert got.backward_error.max() < 1e-13
+        asked = answer(factor(method, of(layout, a)), b, "N", Controls(rtol=1e-12))
+        assert asked.statuses == ((Status.OK,),)
+        assert asked.relative_residual.max() < 1e-12
 
 
 @each_way

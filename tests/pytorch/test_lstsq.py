@@ -7,8 +7,12 @@ from scipy import sparse
 from torch.autograd import gradcheck, gradgradcheck
 
 from backsolve import Pattern
+from backsolve.client import default_client
 from backsolve.errors import InvalidPatternError, InvalidShapeError
+from backsolve.pattern import DensePattern
 from backsolve.torch import lstsq, solve, splstsq
+from backsolve.torch._least_squares import Problem, normal
+from backsolve.types import Options
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
 each_shape = pytest.mark.parametrize(("m", "n"), [(7, 4), (4, 7), (5, 5)], ids=["tall", "wide", "square"])
@@ -47,6 +51,21 @@ def test_gradients_of_both_orders_of_a_low_rank(dtype, damp):
 
     assert gradcheck(ours, (left, right, b), atol=1e-6, rtol=1e-5)
     assert gradgradcheck(ours, (left, right, b), atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+@each_dtype
+@each_damp
+def test_gradients_of_the_normal_inverse_of_a_low_rank(dtype, damp):
+    """The operation by itself meets cotangents outside the row space, which none of `lstsq` are."""
+    left = normal_numbers((6, 2), dtype, 52_330_117).requires_grad_()
+    right = normal_numbers((2, 5), dtype, 52_330_118).requires_grad_()
+    g = normal_numbers((5, 2), dtype, 52_330_119).requires_grad_()
+
+    def ours(tall, wide, cotangent):
+        problem = Problem(default_client(), DensePattern((6, 5)), Options(method="lstsq", damp=damp), 60.0, "raise")
+        return normal(tall @ wide, cotangent, problem)
+
+    assert gradcheck(ours, (left, right, g), atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 @each_dtype
