@@ -1,5 +1,7 @@
 """GMRES of CUDA devices on torch's CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,31 @@ def test_gmres_gives_up_as_numpy_does(end):
         for place in (False, True)
     )
     assert device.statuses == host.statuses == (end,)
+
+
+def test_a_transposed_complex_system_without_an_answer_is_called_inconsistent():
+    """What is left of b is orthogonal to the range of Aᵀ, which conj(A) alone can show."""
+    a = np.array([[1, 1j], [0, 0]])
+    host, device = (
+        factor_of("gmres", matrix("dense", a), "none", on_device=place).solve(
+            np.array([[1.0 + 0j], [0.0]]), "T", Controls(maxiter=50)
+        )
+        for place in (False, True)
+    )
+    assert device.statuses == host.statuses == (Status.INCONSISTENT,)
+
+
+def test_a_cycle_that_makes_it_worse_is_not_taken_over():
+    """The preconditioner lies whenever a correction is made after the first cycle."""
+    m, b = poisson(8), numbers((64, 1), "float64", 15_503_281)
+    given = problem(m, b, limit=100)
+    calls = []
+
+    def precondition(rows):
+        calls.append(None)
+        return -5 * rows if len(calls) > 4 and len(calls) % 4 == 0 else rows
+
+    once = gmres(replace(given, limit=3), 3)
+    ended = gmres(replace(given, precondition=precondition), 3)
+    assert ended.statuses == (Status.STAGNATION,)
+    torch.testing.assert_close(ended.x, once.x, rtol=0, atol=0)
