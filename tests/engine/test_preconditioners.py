@@ -11,7 +11,8 @@ from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls
 from backsolve_service.engine.options import preconditioner_spec
-from backsolve_service.engine.precond import amg
+from backsolve_service.engine.precond import amg, elimination
+from backsolve_service.engine.precond.chebyshev import Chebyshev
 from backsolve_service.engine.precond.elimination import eliminate
 from backsolve_service.engine.precond.ic import IncompleteCholesky
 from backsolve_service.engine.precond.triangle import Triangle
@@ -439,3 +440,40 @@ def test_multigrid_writes_nothing(capfd):
     # In each row the diagonal and the one weak connection cancel.
     build("amg", csr_array(np.eye(n) - 10 * near - far))
     assert capfd.readouterr() == ("", "")
+
+
+@each_dtype
+def test_ssor_is_its_formula(dtype):
+    a, omega = unsymmetric(6, dtype).toarray(), 1.3
+    if dtype == "complex128":
+        a = a + 1j * np.diag(np.arange(36.0))
+    d = np.diag(a.diagonal())
+    lower, upper = d + omega * np.tril(a, -1), d + omega * np.triu(a, 1)
+    m = lower @ np.linalg.inv(d) @ upper / (omega * (2 - omega))
+    built, rows = build(f"ssor(omega={omega})", csr_array(a)), numbers((2, 36), dtype, 50_118_734)
+    np.testing.assert_allclose(built.apply(rows).T, np.linalg.solve(m, rows.T), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(built.apply_adjoint(rows).T, np.linalg.solve(m.conj().T, rows.T), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 5])
+def test_the_residual_polynomial_is_that_of_chebyshev(degree):
+    """1 - λ p(λ) = T((c - λ) / r) / T(c / r), T of degree + 1."""
+    a = plain(7)
+    m = Chebyshev(a, degree)
+    assert 0 < m._low <= m._high
+    values, vectors = np.linalg.eigh(a.toarray() / 4)
+    assert values.max() <= m._high
+    centre, radius = (m._high + m._low) / 2, (m._high - m._low) / 2
+    t = np.polynomial.chebyshev.Chebyshev.basis(degree + 1)
+    outside = np.cosh((degree + 1) * np.arccosh(centre / radius))
+    ratio = (centre - values) / radius
+    inside = np.where(ratio <= 1, t(np.minimum(ratio, 1)), np.cosh((degree + 1) * np.arccosh(np.maximum(ratio, 1))))
+    expected = vectors @ np.diag((1 - inside / outside) / values) @ vectors.T / 4
+    np.testing.assert_allclose(inverse(m, 49, "float64"), expected, rtol=0, atol=1e-12)
+
+
+def test_elimination_in_many_parts_is_the_same(monkeypatch):
+    a = grid(9)
+    whole = elimination.eliminate(a)
+    monkeypatch.setattr(elimination, "_CHUNK", 3)
+    np.testing.assert_array_equal(elimination.eliminate(a), whole)
