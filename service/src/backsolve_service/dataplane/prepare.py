@@ -9,6 +9,7 @@ import numpy as np
 
 from backsolve.errors import (
     DeviceOutOfMemoryError,
+    InvalidOptionError,
     MemoryBudgetError,
     NotPositiveDefiniteError,
     NotSupportedError,
@@ -132,6 +133,31 @@ class Preparer:
             As `prepare`.
         """
         return self._factor(entry, choice, context)
+
+    def recycling(self, entry: MatrixEntry[FactorRef], count: int, context: CallContext) -> Symbolic:
+        """What is kept of earlier solves on the pattern, empty at first; it counts and goes with the pattern.
+
+        Raises:
+            InvalidOptionError: of a batch, or more vectors than rows.
+            DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
+        """
+        operand = entry.operand
+        if operand.batch is not None:
+            raise InvalidOptionError("recycle is for single matrices, not for a batch: leave it out", option="recycle")
+        if count > max(operand.n, 1):
+            raise InvalidOptionError(
+                f"recycle asks for {count} vectors, the matrix has {operand.n} rows: ask for fewer", option="recycle"
+            )
+        dtype = operand.wide_dtype
+
+        def empty() -> Symbolic:
+            from ..engine.krylov.recycling import Recycling  # noqa: PLC0415  (few calls recycle)
+
+            return Recycling(entry.pattern.pattern, count, dtype)
+
+        key = ("recycle", count, dtype.name)
+        found = self._cache.get_symbolic(entry.pattern, key, lambda: self._scheduler.order(empty), context)
+        return found.value
 
     def _older(self, entry: MatrixEntry[FactorRef], choice: Choice) -> tuple[Prepared | None, str]:
         """A factor of older values by any method of the choice, or why none is used."""

@@ -117,6 +117,8 @@ class Answering:
             if preconditioned is not None:
                 return prepared, preconditioned
             prepared = self._preparer.prepare(entry, options, has_x0=has_x0, context=context)
+        if options.recycle is not None:
+            controls = replace(controls, recycle=self._preparer.recycling(entry, options.recycle, context))
         fallback = None if prepared.ref.direct else prepared.choice.fallback
         try:
             solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)

@@ -70,6 +70,7 @@ class Controls:
             it (`lstsq/base.py`); of a matrix with a known null space, what of
             it lies outside the range is projected out, and is no inconsistency.
         condition: an estimate of the condition number is wanted even where it costs solves.
+        recycle: what is kept of earlier solves on the pattern (`krylov/recycling.py`), to be used and renewed.
         cancelled: asked between iterations; true stops the solve with `CancelledError`.
     """
 
@@ -81,6 +82,7 @@ class Controls:
     condition: bool = False
     x0: Array | None = None
     cotangent: bool = False
+    recycle: "Symbolic | None" = None
     cancelled: Callable[[], bool] = field(default=never, compare=False)
 
 

@@ -23,7 +23,7 @@ _CHOICES = {
     "reuse": ("precondition",),
     "nullspace": ("constant",),
 }
-_LEAST = {"maxiter": 1, "restart": 1, "refine": 0, "recycle": 0}
+_LEAST = {"maxiter": 1, "restart": 1, "refine": 0, "recycle": 1}
 _NUMBERS = ("rtol", "atol", "damp", "rcond")
 
 

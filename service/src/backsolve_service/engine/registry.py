@@ -51,6 +51,7 @@ _LEAST_SQUARES = frozenset({"rtol", "damp", "refine"})
 _ITERATED = _LEAST_SQUARES | {"maxiter"}
 _SINGULAR = frozenset({"nullspace"})
 """Of methods that are tried on singular matrices with a known null space (`restricted.py`)."""
+_RECYCLING = _ITERATIVE | {"recycle"}
 _RESTARTED = _ITERATIVE | {"restart"}
 _UNPRECONDITIONED = _ITERATIVE - {"preconditioner"}
 _BOTH: frozenset[Layout] = frozenset({"dense", "csr"})
@@ -149,7 +150,7 @@ ROWS: Mapping[str, Row] = {
         "krylov.cg:ConjugateGradients",
         _BOTH,
         "definite",
-        _ITERATIVE | _SINGULAR,
+        _RECYCLING | _SINGULAR,
         direct=False,
         cuda=_BOTH,
         on_cuda="accelerator.methods:DeviceConjugateGradients",

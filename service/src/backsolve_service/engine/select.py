@@ -323,6 +323,7 @@ def _spec(structure: Structure, method: str, options: Options, device: str) -> F
     if "preconditioner" in row.options:
         preconditioner = preconditioner_spec(options.preconditioner or DEFAULT_PRECONDITIONER)
     there = structure.layout in row.cuda and (preconditioner is None or PRECONDITIONERS[split(preconditioner)[0]].cuda)
+    there = there and options.recycle is None  # what is recycled is kept in host memory
     return FactorSpec(
         method=method,
         preconditioner=preconditioner,

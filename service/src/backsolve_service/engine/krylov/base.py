@@ -221,6 +221,7 @@ class KrylovFactor(Factor):
             restart=controls.restart or RESTART,
             norm=self.operand.norm(index, trans),
             check=check,
+            recycle=controls.recycle,
         )
 
     def _targets(self, b: Array, powers: Array, controls: Controls) -> Array:

@@ -9,6 +9,7 @@ from typing import final
 from .base import KrylovSolver
 from .block import Block
 from .problem import Failure, Finished, NotDefiniteError, Problem
+from .recycling import Recycling, recycling_cg
 
 
 @final
@@ -25,6 +26,8 @@ class ConjugateGradients(KrylovSolver):
         Raises:
             NotDefiniteError: pᴴ A p <= 0 or rᴴ M⁻¹ r <= 0 for some vector met on the way.
         """
+        if isinstance(problem.recycle, Recycling):
+            return recycling_cg(problem, problem.recycle)
         block = Block(problem.multiply, problem.precondition, problem.b, problem.x0, problem.targets, problem.limit)
         while block.active:
             problem.check()

@@ -9,6 +9,8 @@ import numpy as np
 
 from backsolve.types import Array
 
+from ..base import Symbolic
+
 Apply = Callable[[Array], Array]
 
 
@@ -49,6 +51,7 @@ class Problem:
         restart: longest basis of the methods that keep one.
         norm: of op(A), in the infinity-norm.
         check: raises `CancelledError` once nobody waits; called between iterations.
+        recycle: what is kept of earlier solves on the pattern (`recycling.py`), or None.
     """
 
     multiply: Apply
@@ -61,6 +64,7 @@ class Problem:
     restart: int
     norm: float
     check: Callable[[], None]
+    recycle: Symbolic | None = None
 
 
 @final
