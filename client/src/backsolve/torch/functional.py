@@ -88,15 +88,14 @@ def solve(
     Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
     """
     asked = _options(**options)
-    b = _inputs.tensor(b, "b")
     pattern: AnyPattern
     if isinstance(A, Structured):
         if torch.compiler.is_compiling():
             raise NotSupportedError("torch.compile cannot hold a structured matrix: solve with it outside the graph")
-        values, pattern = _inputs.tensor(A.values(), "A"), A.pattern
+        values, pattern, b = _inputs.tensor(A.values(), "A"), A.pattern, _inputs.tensor(b, "b")
         _inputs.pair(values, b, "A")
         return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
-    A = _inputs.tensor(A, "A")
+    A, b = _inputs.tensor(A, "A"), _inputs.tensor(b, "b")
     _inputs.pair(A, b, "A")
     if A.layout is torch.strided:
         if A.ndim < 2:
