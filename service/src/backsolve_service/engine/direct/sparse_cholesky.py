@@ -18,7 +18,7 @@ from ..faults import factorize_each, not_definite, systems
 from ..operand import Operand
 from ..structure import diagonals, hermitian_systems, is_dominant
 from .ordering import Ordering
-from .superlu import SuperLuFactor, decompose
+from .superlu import SuperLuFactor, decompose, panel_size
 
 
 def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
@@ -35,7 +35,7 @@ def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
     ordering, count = symbolic, systems(operand)
     hermitian = hermitian_systems(operand)
     on_diagonal = diagonals(operand).real.reshape(count, operand.n)
-    dominant = is_dominant(operand)
+    dominant, panel = is_dominant(operand), panel_size(symbolic)
     permuted = ordering.each_permuted(operand.values.reshape(count, -1))
 
     def factorize(index: int) -> Any:
@@ -44,7 +44,7 @@ def factorize_sparse(symbolic: Symbolic, operand: Operand) -> SuperLuFactor:
         _check_diagonal(on_diagonal[index])
         try:
             # Threshold 0: the diagonal is the pivot unless it is exactly zero.
-            lu = decompose(permuted(index), symmetric=True, threshold=0.0)
+            lu = decompose(permuted(index), symmetric=True, threshold=0.0, panel=panel)
         except SingularMatrixError as err:
             raise not_definite(None, "cholesky", "superlu") from err
         if lu is not None and not dominant:
