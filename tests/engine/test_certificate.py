@@ -177,6 +177,8 @@ def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(kind, monkeypatch
     got = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
     assert got.relative_residual.max() < 1e-12
     np.testing.assert_allclose(got.x, np.linalg.solve(op(a, "N"), b), rtol=1e-6)
+    # With panels of one column the growth would end in a zero pivot, which is mended by itself.
+    monkeypatch.setattr(superlu, "panel_size", lambda ordering: None)
     monkeypatch.setattr(superlu, "_backward_errors", lambda operand, ordering, handles: np.zeros(len(handles)))
     unprobed = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
     assert unprobed.relative_residual.max() > 1e-3

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse.linalg import splu
 
-from backsolve.errors import MemoryBudgetError
+from backsolve.errors import MemoryBudgetError, SingularMatrixError
 from backsolve.pattern import AnyPattern, IndexArray, Pattern
 from backsolve.types import Array, Status, Trans
 
@@ -98,15 +98,23 @@ class SuperLu(Solver):
             return SuperLuFactor(operand, symbolic, (), ())
         permuted = symbolic.each_permuted(operand.values.reshape(systems(operand), -1))
         threshold = DIAGONAL_THRESHOLD if symbolic.symmetric else 1.0
-        handles, statuses = factorize_each(
-            operand,
-            lambda index: decompose(
-                permuted(index), symmetric=symbolic.symmetric, threshold=threshold, panel=panel_size(symbolic)
-            ),
-        )
+        handles, statuses = factorize_each(operand, lambda index: _decomposed(permuted(index), symbolic, threshold))
         if symbolic.symmetric:
             handles, statuses = _pivoted(operand, symbolic, handles, statuses)
         return SuperLuFactor(operand, symbolic, handles, statuses)
+
+
+def _decomposed(b: Any, ordering: Ordering, threshold: float) -> Any:
+    """A handle in the cached ordering; with full pivoting where that one ends at a zero pivot.
+
+    Pivots kept near the diagonal may run out, or overflow, in a matrix that is not singular.
+    """
+    try:
+        return decompose(b, symmetric=ordering.symmetric, threshold=threshold, panel=panel_size(ordering))
+    except SingularMatrixError:
+        if not ordering.symmetric:
+            raise
+        return decompose(b, symmetric=False, threshold=1.0)
 
 
 def panel_size(ordering: Ordering) -> int | None:
