@@ -195,8 +195,11 @@ def main() -> int:
     channel = Channel(socket.socket(fileno=stream))
     memory = mmap.mmap(flag, mmap.PAGESIZE)
     os.close(flag)
-    channel.send(Ready())
-    return Server(channel, memory).serve()
+    try:
+        channel.send(Ready())
+        return Server(channel, memory).serve()
+    finally:
+        channel.close()
 
 
 if __name__ == "__main__":
