@@ -99,7 +99,7 @@ def test_32_threads_that_miss_the_same_factor_cause_one_factorization(cache, ent
     assert works.ordered == works.begun == 1
     assert len({f.value for f in found}) == 1
     assert sorted(f.lookup for f in found) == ["coalesced"] * 31 + ["miss"]
-    assert all(f.seconds_run > 0 for f in found)
+    assert len({f.seconds_run for f in found}) == 1  # each is told of the one build
     assert cache.get_factor(entry, SUPERLU, works.start, caller()).lookup == "hit"
     assert works.ordered == 1
 

@@ -7,6 +7,9 @@ from scipy.sparse.linalg import splu
 
 import backsolve
 from backsolve.errors import InvalidOptionError
+from backsolve.matrix import Matrix
+from backsolve.pattern import DensePattern
+from backsolve.quality import quality
 from backsolve.types import TRANS
 
 
@@ -69,6 +72,17 @@ def test_the_bound_of_a_spoilt_answer(client, trans, dtype, columns):
     assert np.linalg.norm(got.values - exact) <= 3 * got.error_bound
     assert got.error_bound <= 1e3 * np.linalg.norm(got.values - exact)
     assert got.stats.inverse_norm >= np.linalg.norm(np.linalg.inv(a), 2) / 3
+
+
+def test_the_bound_is_the_formula_where_both_residuals_are_large():
+    a = np.array([[2.0, 1.0], [0.0, 4.0]])
+    b, x, g, lam = np.array([[1.0, 2.0], [3.0, -1.0], [2.0, 2.0], [1.0, 5.0]])
+    r, other, s = b - a @ x, g - a.T @ lam, 0.7
+    found = quality(Matrix(DensePattern((2, 2)), a), "N", b, x, g, lam, s)
+    size = np.linalg.norm
+    expected = s * (size(other) * size(x) + size(r) * size(lam)) + s**2 * size(other) * size(r)
+    assert found.error_bound == pytest.approx(expected, rel=1e-14)
+    assert found.corrected_value == pytest.approx(g @ x + lam @ r, rel=1e-14)
 
 
 def test_judging_does_not_change_what_is_returned(client):
