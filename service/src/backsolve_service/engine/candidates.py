@@ -16,7 +16,7 @@ SMALL_BLOCK = 64
 """Rows up to which unconnected blocks are best factorized densely, all of a size at once."""
 
 SPREADING_ROWS = 40_000
-"""Rows from which a factor of a spreading pattern costs seconds, and multigrid a tenth of that."""
+"""Rows from which a factor of a spreading pattern costs seconds, and a solve with multigrid a fifth of that (35³)."""
 
 SPREADING = 8.0
 """Squared width over rows: about 1 in the plane, where factors stay small; 17 in a cube of 30³."""
