@@ -7,7 +7,7 @@
 Works with `torch.func`, forward-mode derivatives, derivatives of derivatives, and, for dense
 matrices and `spsolve`, `torch.compile(fullgraph=True)`.
 
-`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, differentiably in reverse mode.
+`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably.
 """
 
 from .functional import solve, spsolve

@@ -69,9 +69,9 @@ class Solve(torch.autograd.Function):
         # word, those of an enclosing `torch.func.jvp`. They are switched on again here, for
         # operands without the tangents that this very rule is there to handle.
         with _set_fwd_grad_enabled(True):
-            values, x = (_primal(t) for t in ctx.saved_tensors)
-            moved = None if dvalues is None else _primal(dvalues)
-            db = None if drhs is None else _primal(drhs)
+            values, x = (primal(t) for t in ctx.saved_tensors)
+            moved = None if dvalues is None else primal(dvalues)
+            db = None if drhs is None else primal(drhs)
             rhs = tangent_rhs(request.system.pattern, request.operator, moved, x, db, ctx.vectors, values)
             return apply(values, rhs, None, request.pushed_forward())
 
@@ -94,7 +94,7 @@ def apply(values: Tensor, rhs: Tensor, x0: Tensor | None, request: Request) -> T
     return x
 
 
-def _primal(dual: Tensor) -> Tensor:
+def primal(dual: Tensor) -> Tensor:
     """A tensor without its tangent at the innermost level."""
     primal: Tensor = unpack_dual(dual, level=0).primal  # type: ignore[no-untyped-call]
     return primal

@@ -44,8 +44,8 @@ class Refuse(torch.autograd.Function):
         """
         raise NotSupportedError(
             "PyTorch cannot differentiate its sparse constructors and .values() twice: it would drop a term. "
-            "For second derivatives use backsolve.torch.spsolve(values, pattern, b), or a sparse tensor that is "
-            "itself the leaf"
+            "For second derivatives use backsolve.torch.spsolve or splstsq(values, pattern, b), or a sparse tensor "
+            "that is itself the leaf"
         )
 
 

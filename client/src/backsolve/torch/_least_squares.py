@@ -2,34 +2,28 @@
 
     Minimise:  x = G Aᴴ b          Normal:  λ = G g,    G = (AᴴA + damp² I)⁺
 
-The derivatives of x are those of `backsolve.least_squares`. Of λ, with a cotangent c, μ = G c and,
-without damping, q_g = g - AᴴA λ and q_c = c - AᴴA μ, what of them lies in the null space of A:
-
-    ∂g = μ
-    ∂A = -(A λ) μᴴ - (A μ) λᴴ + (A G μ) q_gᴴ + (A G λ) q_cᴴ
-
-The last two terms come from dS⁺ = -S⁺ dS S⁺ + S⁺S⁺ dS (I - S S⁺) + (I - S S⁺) dS S⁺S⁺ for S = AᴴA, in
-which all of dS but Aᴴ dA on one side and dAᴴ A on the other is projected out. With damping they are
-not there. Everything is written in products with A and in these two operations.
-
-Source: Golub and Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares
-problems whose variables separate", SIAM J. Numer. Anal. 10 (1973), theorem 4.3.
+The formulas are those of `_least_squares_rules`, given these very operations to be written in.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from .._session import Timeout
 from ..client import Client
 from ..matrix import Matrix
 from ..pattern import AnyPattern
 from ..types import Certificate, OnFailure, Options
+from ._fold import Dims, fold
+from ._function import primal
+from ._guard import guard
+from ._least_squares_rules import Operation, Products, pull_minimise, pull_normal, push_minimise, push_normal
 from ._request import Observer, Phase, to_array, to_tensor
-from ._rules import outer, product
 
 
 @final
@@ -99,27 +93,6 @@ class Problem:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Products:
-    """A, as differentiable products with columns `[..., rows, k]`."""
-
-    pattern: AnyPattern
-    values: Tensor
-
-    def apply(self, x: Tensor) -> Tensor:
-        """`A x`."""
-        return product(self.pattern, self.values, x, transposed=False)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """`Aᴴ y`."""
-        return product(self.pattern, self.values.conj(), y, transposed=True)
-
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
-        """`left rightᴴ` on A's stored entries."""
-        return outer(self.pattern, left, right)
-
-
-@final
 class Minimise(torch.autograd.Function):
     """`x = G Aᴴ b`."""
 
@@ -133,24 +106,39 @@ class Minimise(torch.autograd.Function):
         """Keep the operands and x."""
         values, rhs, ctx.problem = inputs
         ctx.save_for_backward(values, rhs, output)
+        ctx.save_for_forward(values, rhs, output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-        """`λ = G grad`, `∂b = A λ`, and `∂A` as the module says."""
+        """One request for `∂b`; for `∂A` without damping another."""
         if grad is None:
             return None, None, None
         values, rhs, x = ctx.saved_tensors
-        a = Products(ctx.problem.pattern, values)
-        lam = normal(values, grad, ctx.problem)
-        u = a.apply(lam)
-        gradient = None
-        if ctx.needs_input_grad[0]:
-            gradient = a.outer(rhs - a.apply(x), lam) - a.outer(u, x)
-            if not ctx.problem.damped:
-                w = a.apply(normal(values, x, ctx.problem))
-                gradient = gradient + a.outer(w, grad - a.adjoint(u))
-        return gradient, u if ctx.needs_input_grad[1] else None, None
+        problem: Problem = ctx.problem
+        a, inverse = Products(problem.pattern, values), _inverse(values, problem)
+        wanted = ctx.needs_input_grad
+        of_a, of_b = pull_minimise(a, rhs, x, grad, inverse, damped=problem.damped, of_values=wanted[0])
+        return _watched(of_a, values), of_b if wanted[1] else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dvalues: Tensor | None, drhs: Tensor | None, _problem: Any) -> Tensor:
+        """One request for a tangent of b alone; for one of A up to three more."""
+        problem: Problem = ctx.problem
+        # As in `Solve.jvp`: an enclosing forward mode would be dropped here without a word.
+        with _set_fwd_grad_enabled(True):
+            values, rhs, x = (primal(t) for t in ctx.saved_tensors)
+            db = torch.zeros_like(rhs) if drhs is None else primal(drhs)
+            if dvalues is None:
+                return minimise(values, db, problem)
+            a, da = Products(problem.pattern, values), Products(problem.pattern, primal(dvalues))
+            answer, inverse = (lambda v: minimise(values, v, problem)), _inverse(values, problem)
+            return push_minimise(a, da, rhs, x, db, answer, inverse, damped=problem.damped)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Dims, values: Tensor, rhs: Tensor, problem: Problem) -> tuple[Tensor, int]:
+        """One request for the whole mapped dimension."""
+        return _folded(info.batch_size, in_dims, values, rhs, problem, minimise), 0
 
 
 @final
@@ -167,25 +155,37 @@ class Normal(torch.autograd.Function):
         """Keep the operands and λ."""
         values, cotangent, ctx.problem = inputs
         ctx.save_for_backward(values, cotangent, output)
+        ctx.save_for_forward(values, cotangent, output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-        """`μ = G grad` is the gradient of g; that of A is as the module says."""
+        """One request for `∂g`; for `∂A` without damping two more."""
         if grad is None:
             return None, None, None
         values, g, lam = ctx.saved_tensors
         problem: Problem = ctx.problem
-        a = Products(problem.pattern, values)
-        mu = normal(values, grad, problem)
-        gradient = None
-        if ctx.needs_input_grad[0]:
-            image, other = a.apply(lam), a.apply(mu)
-            gradient = -a.outer(image, mu) - a.outer(other, lam)
-            if not problem.damped:
-                gradient = gradient + a.outer(a.apply(normal(values, mu, problem)), g - a.adjoint(image))
-                gradient = gradient + a.outer(a.apply(normal(values, lam, problem)), grad - a.adjoint(other))
-        return gradient, mu if ctx.needs_input_grad[1] else None, None
+        a, inverse = Products(problem.pattern, values), _inverse(values, problem)
+        wanted = ctx.needs_input_grad
+        of_a, of_g = pull_normal(a, g, lam, grad, inverse, damped=problem.damped, of_values=wanted[0])
+        return _watched(of_a, values), of_g if wanted[1] else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dvalues: Tensor | None, dcotangent: Tensor | None, _problem: Any) -> Tensor:
+        """One request for a tangent of g alone; for one of A without damping four more."""
+        problem: Problem = ctx.problem
+        with _set_fwd_grad_enabled(True):
+            values, g, lam = (primal(t) for t in ctx.saved_tensors)
+            dg = torch.zeros_like(g) if dcotangent is None else primal(dcotangent)
+            if dvalues is None:
+                return normal(values, dg, problem)
+            a, da = Products(problem.pattern, values), Products(problem.pattern, primal(dvalues))
+            return push_normal(a, da, g, lam, dg, _inverse(values, problem), damped=problem.damped)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Dims, values: Tensor, cotangent: Tensor, problem: Problem) -> tuple[Tensor, int]:
+        """One request for the whole mapped dimension."""
+        return _folded(info.batch_size, in_dims, values, cotangent, problem, normal), 0
 
 
 def minimise(values: Tensor, rhs: Tensor, problem: Problem) -> Tensor:
@@ -198,3 +198,26 @@ def normal(values: Tensor, cotangent: Tensor, problem: Problem) -> Tensor:
     """`Normal.apply`, typed."""
     lam: Tensor = Normal.apply(values, cotangent, problem)  # type: ignore[no-untyped-call]
     return lam
+
+
+def _inverse(values: Tensor, problem: Problem) -> Operation:
+    return lambda v: normal(values, v, problem)
+
+
+def _watched(gradient: Tensor | None, values: Tensor) -> Tensor | None:
+    """The gradient of A; while it can be differentiated again, what PyTorch does with it is watched."""
+    if gradient is not None and gradient.requires_grad:
+        guard(values)
+    return gradient
+
+
+def _folded(
+    size: int,
+    in_dims: Dims,
+    values: Tensor,
+    columns: Tensor,
+    problem: Problem,
+    operation: Callable[[Tensor, Tensor, Problem], Tensor],
+) -> Tensor:
+    entries = len(problem.pattern.entries)
+    return fold(size, (*in_dims[:2], None), entries, values, columns, None, lambda v, b, _: operation(v, b, problem))

@@ -29,10 +29,10 @@ def lstsq(
 ) -> Tensor:
     """Minimise `||b - A x||² + damp² ||x||²`, differentiably in A and b; of several minimisers, the shortest.
 
-    Reverse mode, to every order: a gradient takes one more request (two without damping), answered
-    with the factor of the forward. It exists while the rank of A stays what it is; where rounding
-    may have decided the rank, IllConditionedWarning says so. Not inside `torch.compile`, `vmap` or
-    forward mode.
+    A gradient takes one more request (two without damping), a tangent of A up to four, all answered
+    with the factor of the forward; `vmap` makes one request of the whole mapped dimension. A
+    derivative exists while the rank of A stays what it is; where rounding may have decided the rank,
+    IllConditionedWarning says so. Not inside `torch.compile`.
 
     Args:
         A: `[*batch, m, n]` dense, of any rank, or `[m, n]` sparse COO, CSR or CSC.
@@ -41,8 +41,8 @@ def lstsq(
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
             "warn" or "nan".
-        observe: called as `observe(phase, certificate)` after every request; phase is "solve" or
-            "adjoint".
+        observe: called as `observe(phase, certificate)` after every request; phase is "solve" where b
+            or a tangent of it was given, "adjoint" where (AᴴA + damp² I)⁺ was applied.
         options: those of `backsolve.Client.lstsq`: `damp`, `method`, `rcond`, `rtol`, and so on.
 
     Returns:
