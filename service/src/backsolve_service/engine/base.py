@@ -143,6 +143,8 @@ class Factor(ABC):
     direct: ClassVar[bool]
     movable: ClassVar[bool] = False
     """Its numbers can be copied between a device and the host; else it is built again."""
+    anywhere: ClassVar[bool] = False
+    """Any thread may solve with it, whatever modes of a library its owner has set there (torch's, for one)."""
     max_columns: ClassVar[int]
     """Widest block of columns that still gains over narrower ones; the scheduler's cap."""
 

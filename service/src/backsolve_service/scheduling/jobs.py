@@ -182,6 +182,8 @@ class Solve(Job):
             failure = delivered(error)
             if len(jobs) == 1:
                 self.fail(self._context_error() or failure)
+            if not isinstance(error, Exception):
+                raise
             return len(jobs) == 1
         seconds = perf_counter() - begun
         width = sum(job.columns for job in jobs)

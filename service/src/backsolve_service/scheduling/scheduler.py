@@ -48,6 +48,12 @@ class Stats:
     inflight: int
 
 
+_AT_ONCE_BYTES = 16 << 20
+"""Bytes of a factor times columns up to which a caller solves for itself (some 8 ms).
+
+Beyond, the switch of threads no longer counts, and a caller must be free to leave at its deadline.
+"""
+
 STUCK_SECONDS = 300.0
 """By default a job in a process may go on for so long after its last caller left: it may yet be of use."""
 
@@ -209,6 +215,8 @@ class Scheduler:
     ) -> Solved:
         """Solve with a factor where it is, as one block with others that wait for the same.
 
+        A small solve whose worker sleeps is done on the calling thread, in the worker's place.
+
         Args:
             ref: its factor stays (is pinned in the cache) until this returns.
             rhs: `[n, k]`, of a batch `[batch, n, k]`; not modified, and kept no longer than the solve.
@@ -228,7 +236,8 @@ class Scheduler:
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead)
-        return self._ask(ref.worker, job, job.ticket, context)
+        small = ref.anywhere and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
+        return self._ask(ref.worker, job, job.ticket, context, at_once=small and instead is None)
 
     def free(self, ref: FactorRef) -> None:
         """Let a factor go, on its worker; returns at once."""
@@ -256,9 +265,9 @@ class Scheduler:
         workers = (*self._threads, *self._processes, *self._devices.values())
         return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in workers])
 
-    def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext) -> T:
+    def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False) -> T:
         context.check()
-        self._enter(worker, job, id(context))
+        self._enter(worker, job, id(context), at_once=at_once)
         try:
             return ticket.wait(context)
         except BaseException as error:
@@ -272,8 +281,10 @@ class Scheduler:
         future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
         return future
 
-    def _enter(self, worker: Worker, job: Job, call: int | None) -> None:
+    def _enter(self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False) -> None:
         self._backlog.enter(job.nbytes, call)
+        if at_once and worker.lend(job):
+            return
         try:
             worker.post(job)
         except BaseException:

@@ -1,8 +1,9 @@
 """Workers: they own their factors, and everything that is done with them.
 
-A factor is born, solved and freed by its worker. SuperLU demands it (memory it took on one
-thread cannot be given back on another, and dies with the thread), and it leaves room for workers
-that are processes (`process.py`).
+A factor is born and freed by its worker. SuperLU demands it (memory it took on one thread cannot
+be given back on another, and dies with the thread), and it leaves room for workers that are
+processes (`process.py`). It is solved with by its worker or, while that one sleeps, by a caller
+that takes its turn.
 """
 
 import itertools
@@ -56,6 +57,7 @@ class FactorRef:
         generation: of the worker's process, with which the factor dies; 0 for a thread.
         device_nbytes: those of `nbytes` that lie on a device when it is built.
         movable: its numbers can be copied to the host and back.
+        anywhere: any thread of this process may solve with it.
     """
 
     worker: "Worker"
@@ -71,6 +73,7 @@ class FactorRef:
     note: str | None = None
     device_nbytes: int = 0
     movable: bool = False
+    anywhere: bool = False
 
     @property
     def precision(self) -> str:
@@ -99,6 +102,11 @@ class Worker(ABC):
         Raises:
             DrainingError: the worker is closed.
         """
+
+    def lend(self, job: Job) -> bool:
+        """Run an admitted job at once on the calling thread, in the worker's place; False: it has to be posted."""
+        del job
+        return False
 
     @abstractmethod
     def withdraw(self, job: Job) -> None:
@@ -177,6 +185,10 @@ class ThreadWorker(Worker):
         """Queue a job."""
         self._lane.post(job)
 
+    def lend(self, job: Job) -> bool:
+        """Run a job on the calling thread, if the worker's own sleeps."""
+        return self._lane.lend(job)
+
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
         self._lane.withdraw(job)
@@ -208,6 +220,7 @@ class ThreadWorker(Worker):
             max_columns=factor.max_columns,
             m=operand.m,
             note=factor.note,
+            anywhere=factor.anywhere,
         )
 
     def answer(

@@ -136,6 +136,7 @@ class BandedFactor(Factor):
     statuses: tuple[Status, ...]
 
     direct = True
+    anywhere = True
     max_columns = 32
 
     @property

@@ -46,6 +46,7 @@ class DiagonalFactor(Factor):
     estimate: float | None
 
     direct = True
+    anywhere = True
     max_columns = 128
 
     @property

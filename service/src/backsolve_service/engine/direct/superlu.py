@@ -52,6 +52,7 @@ class SuperLuFactor(Factor):
     copies: int = 1
 
     direct = True
+    anywhere = True
     max_columns = MAX_COLUMNS
 
     @property

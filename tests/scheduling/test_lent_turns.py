@@ -1,0 +1,167 @@
+"""A caller that finds a worker asleep solves in its place; nothing else about the worker changes."""
+
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backsolve_service.engine.base import Controls, Factor, Outcome
+from backsolve_service.scheduling.scheduler import Scheduler
+from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.systems import convection, laplacian
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Factor):
+    """A real factor that tells on which thread it solves, and may be held up there."""
+
+    inner: Factor
+    seen: list[str]
+    gate: threading.Event
+    interrupt: bool = False
+
+    direct = True
+    anywhere = True
+    max_columns = 64
+
+    @property
+    def operand(self):
+        return self.inner.operand
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    @property
+    def condition(self) -> float | None:
+        return None
+
+    def solve(self, rhs: Any, trans: Any, controls: Controls) -> Outcome:
+        self.seen.append(threading.current_thread().name)
+        assert self.gate.wait(PATIENCE)
+        if self.interrupt:
+            signal.raise_signal(signal.SIGINT)
+        return self.inner.solve(rhs, trans, controls)
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    one = Scheduler(1, 64, 1 << 30)
+    yield one
+    assert one.close(PATIENCE)
+
+
+@pytest.fixture
+def rhs() -> np.ndarray:
+    return np.random.default_rng(58_119).standard_normal((144, 1))
+
+
+def watched(scheduler: Scheduler, *, is_open: bool = True, interrupt: bool = False):
+    gate, seen = threading.Event(), []
+    if is_open:
+        gate.set()
+    factor = Watched(factorize(operand(convection(12))), seen, gate, interrupt)
+    ref = scheduler.build(SUPERLU, lambda: factor, caller()).value
+    return ref, seen, gate
+
+
+def asleep(scheduler: Scheduler, ref) -> None:
+    """The worker has nothing left to do, and its thread knows."""
+    until(lambda: ref.worker._lane._asleep)
+
+
+def test_a_small_solve_runs_on_its_callers_thread_while_the_worker_sleeps(scheduler, rhs):
+    ref, seen, _ = watched(scheduler)
+    asleep(scheduler, ref)
+    solved = scheduler.solve(ref, rhs, "N", Controls(), caller())
+    assert seen == [threading.current_thread().name]
+    np.testing.assert_allclose(convection(12) @ solved.answer.x, rhs, rtol=1e-9, atol=1e-9)
+    assert scheduler.stats.depth == scheduler.stats.inflight == 0
+
+
+def test_a_factor_that_is_bound_to_its_thread_or_large_is_solved_with_there(scheduler, rhs, monkeypatch):
+    bound = scheduler.build(CG, lambda: factorize(operand(laplacian(12)), CG), caller()).value
+    assert not bound.anywhere
+    monkeypatch.setattr("backsolve_service.scheduling.scheduler._AT_ONCE_BYTES", 10)
+    ref, seen, _ = watched(scheduler)
+    asleep(scheduler, ref)
+    scheduler.solve(ref, rhs, "N", Controls(), caller())
+    assert seen == ["backsolve-worker-0"]
+
+
+def test_a_busy_worker_lends_nothing(scheduler, rhs):
+    ref, seen, _ = watched(scheduler)
+    with ThreadPoolExecutor(thread_name_prefix="elsewhere") as pool, held_up(scheduler):
+        waiting = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        until(lambda: scheduler.stats.depth == 1)
+        assert not seen
+    waiting.result(PATIENCE)
+    assert seen == ["backsolve-worker-0"]
+
+
+def test_what_comes_during_a_lent_turn_waits_for_it_and_then_runs_as_one_block(scheduler, rhs):
+    ref, seen, gate = watched(scheduler, is_open=False)
+    asleep(scheduler, ref)
+    with ThreadPoolExecutor(4, thread_name_prefix="elsewhere") as pool:
+        first = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        until(lambda: len(seen) == 1)
+        later = [pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller()) for _ in range(3)]
+        until(lambda: scheduler.stats.depth == 3)
+        assert scheduler.stats.inflight == 1
+        gate.set()
+        answers = [each.result(PATIENCE) for each in (first, *later)]
+    assert seen[0].startswith("elsewhere")
+    assert seen[1:] == ["backsolve-worker-0"], "three callers, one block"
+    assert [each.block_columns for each in answers] == [1, 3, 3, 3]
+
+
+def test_a_factor_freed_during_a_lent_turn_dies_on_its_worker(scheduler, rhs):
+    dead: list[str] = []
+    gate, seen = threading.Event(), []
+    op = operand(convection(12))
+
+    def build() -> Factor:
+        factor = Watched(factorize(op), seen, gate)
+        weakref.finalize(factor, lambda: dead.append(threading.current_thread().name))
+        return factor
+
+    ref = scheduler.build(SUPERLU, build, caller()).value
+    asleep(scheduler, ref)
+    with ThreadPoolExecutor(thread_name_prefix="elsewhere") as pool:
+        waiting = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        until(lambda: len(seen) == 1)
+        scheduler.free(ref)
+        gate.set()
+        waiting.result(PATIENCE)
+    until(lambda: bool(dead))
+    assert dead == ["backsolve-worker-0"]
+
+
+def test_an_interrupt_on_the_callers_thread_reaches_the_caller_and_the_worker_works_on(scheduler, rhs):
+    ref, seen, _ = watched(scheduler, interrupt=True)
+    asleep(scheduler, ref)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.solve(ref, rhs, "N", Controls(), caller())
+    assert seen == [threading.current_thread().name]
+    assert scheduler.run(lambda: threading.current_thread().name, caller()) == "backsolve-worker-0"
+    assert scheduler.stats.depth == scheduler.stats.inflight == 0
+
+
+def test_closing_waits_for_a_lent_turn(rhs):
+    scheduler = Scheduler(1, 64, 1 << 30)
+    ref, seen, gate = watched(scheduler, is_open=False)
+    asleep(scheduler, ref)
+    with ThreadPoolExecutor(2, thread_name_prefix="elsewhere") as pool:
+        solving = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        until(lambda: len(seen) == 1)
+        closing = pool.submit(scheduler.close, PATIENCE)
+        until(lambda: scheduler.draining)
+        gate.set()
+        assert closing.result(PATIENCE)
+        assert solving.result(PATIENCE).answer.x.shape == rhs.shape
