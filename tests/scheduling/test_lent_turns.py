@@ -13,8 +13,8 @@ import pytest
 
 from backsolve_service.engine.base import Controls, Factor, Outcome
 from backsolve_service.scheduling.scheduler import Scheduler
-from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
-from support.systems import convection, laplacian
+from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.systems import convection
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,12 @@ class Watched(Factor):
         return self.inner.solve(rhs, trans, controls)
 
 
+class Bound(Watched):
+    """One that only its worker may solve with."""
+
+    anywhere = False
+
+
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
     one = Scheduler(1, 64, 1 << 30)
@@ -62,11 +68,11 @@ def rhs() -> np.ndarray:
     return np.random.default_rng(58_119).standard_normal((144, 1))
 
 
-def watched(scheduler: Scheduler, *, is_open: bool = True, interrupt: bool = False):
+def watched(scheduler: Scheduler, *, is_open: bool = True, interrupt: bool = False, kind: type[Watched] = Watched):
     gate, seen = threading.Event(), []
     if is_open:
         gate.set()
-    factor = Watched(factorize(operand(convection(12))), seen, gate, interrupt)
+    factor = kind(factorize(operand(convection(12))), seen, gate, interrupt)
     ref = scheduler.build(SUPERLU, lambda: factor, caller()).value
     return ref, seen, gate
 
@@ -85,13 +91,18 @@ def test_a_small_solve_runs_on_its_callers_thread_while_the_worker_sleeps(schedu
     assert scheduler.stats.depth == scheduler.stats.inflight == 0
 
 
-def test_a_factor_that_is_bound_to_its_thread_or_large_is_solved_with_there(scheduler, rhs, monkeypatch):
-    bound = scheduler.build(CG, lambda: factorize(operand(laplacian(12)), CG), caller()).value
-    assert not bound.anywhere
-    monkeypatch.setattr("backsolve_service.scheduling.scheduler._AT_ONCE_BYTES", 10)
-    ref, seen, _ = watched(scheduler)
+def test_a_factor_that_is_bound_to_its_thread_is_solved_with_there(scheduler, rhs):
+    ref, seen, _ = watched(scheduler, kind=Bound)
     asleep(scheduler, ref)
     scheduler.solve(ref, rhs, "N", Controls(), caller())
+    assert seen == ["backsolve-worker-0"]
+
+
+def test_a_large_solve_leaves_its_caller_free_to_go(scheduler):
+    ref, seen, _ = watched(scheduler)
+    columns = 1 + (16 << 20) // ref.nbytes
+    asleep(scheduler, ref)
+    scheduler.solve(ref, np.ones((144, columns)), "N", Controls(), caller())
     assert seen == ["backsolve-worker-0"]
 
 
