@@ -1,19 +1,9 @@
-"""From a URL or the environment to one endpoint, and how long a call is repeated."""
-
-import time
+"""From a URL or the environment to one endpoint."""
 
 import pytest
 
 from backsolve.config import Endpoint, default_timeout, resolve
-from backsolve.errors import (
-    DeadlineError,
-    InternalError,
-    InvalidOptionError,
-    InvalidShapeError,
-    QueueFullError,
-    UnreachableError,
-)
-from backsolve.retry import Budget
+from backsolve.errors import InvalidOptionError
 
 
 @pytest.mark.parametrize(
@@ -74,52 +64,3 @@ def test_the_default_timeout_comes_from_the_environment() -> None:
 def test_other_urls_are_refused_with_the_form(url: str) -> None:
     with pytest.raises(InvalidOptionError, match=r"URL"):
         resolve(url, environment={})
-
-
-def failing(error: Exception, times: int) -> tuple[list[float | None], object]:
-    calls: list[float | None] = []
-
-    def attempt(left: float | None) -> str:
-        calls.append(left)
-        if len(calls) <= times:
-            raise error
-        return "answer"
-
-    return calls, attempt
-
-
-def test_a_busy_server_is_asked_again() -> None:
-    calls, attempt = failing(QueueFullError("full", retry_after=0.01), 3)
-    assert Budget(30.0, met_before=True).run(attempt) == "answer"  # type: ignore[arg-type]
-    assert len(calls) == 4
-
-
-def test_a_wrong_call_is_not_repeated() -> None:
-    calls, attempt = failing(InvalidShapeError("no"), 5)
-    with pytest.raises(InvalidShapeError):
-        Budget(30.0, met_before=True).run(attempt)  # type: ignore[arg-type]
-    assert len(calls) == 1
-
-
-def test_an_internal_error_is_repeated_once() -> None:
-    calls, attempt = failing(InternalError("id"), 5)
-    with pytest.raises(InternalError):
-        Budget(30.0, met_before=True).run(attempt)  # type: ignore[arg-type]
-    assert len(calls) == 2
-
-
-def test_attempts_share_one_deadline() -> None:
-    calls, attempt = failing(UnreachableError("gone"), 10_000)
-    started = time.monotonic()
-    with pytest.raises((UnreachableError, DeadlineError)):
-        Budget(0.4, met_before=True).run(attempt)  # type: ignore[arg-type]
-    assert time.monotonic() - started < 30
-    lefts = [left for left in calls if left is not None]
-    assert len(lefts) > 1
-    assert lefts == sorted(lefts, reverse=True)
-
-
-def test_no_deadline_hands_none_down() -> None:
-    calls, attempt = failing(QueueFullError("full"), 0)
-    Budget(None, met_before=True).run(attempt)  # type: ignore[arg-type]
-    assert calls == [None]

@@ -1,27 +1,22 @@
 """The client: linear solves, their gradients and tangents, wherever the engine runs."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from threading import Lock
 from types import TracebackType
 from typing import Any, Unpack, final
 
-import numpy as np
-
+from ._calls import gradient, least_squares, solve
+from ._calls.operands import Terms
 from ._entry import connect
 from ._fork import renew_after_fork
-from ._session import UNSET, Session, Timeout, Unset
+from ._protocol import InfoCall, StatsCall
+from ._session import Session
 from ._transports.base import Transport
-from .canonical import Canonical, Parametrised, PatternMemo, as_array, canonicalise, is_sparse, native
 from .config import default_timeout, resolve
-from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .factorized import Factorized
-from .gradient import tangent_rhs, values_gradient
-from .least_squares import pull, push
 from .matrix import Matrix
-from .options import SolveOptions, make_options
-from .pattern import check_square
-from .quality import Quality, quality
+from .options import SolveOptions
+from .retry import UNSET, Timeout, Unset
 from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
 
@@ -59,11 +54,11 @@ class Client:
             transport or connect(resolve(url, token, ca_file)),
             default_timeout() if isinstance(timeout, Unset) else timeout,
         )
-        self._memo = PatternMemo()
+        self._exchange = self._session.exchange
         renew_after_fork(self, Client._renew)
 
     def _renew(self) -> None:
-        self._memo.forget_locks()
+        self._exchange.memo.forget_locks()
 
     # -- solving ---------------------------------------------------------------------------
 
@@ -96,10 +91,7 @@ class Client:
         Raises:
             BacksolveError: the subclass tells why (see `backsolve.errors`).
         """
-        asked = make_options(**options)
-        canonical, (rhs, start) = self._common(A, b=as_array(b, "b"), x0=x0)
-        assert rhs is not None
-        return self._session.solve(canonical.matrix, rhs, asked, start, timeout, on_failure)
+        return self._session.run(solve.solve(self._exchange, A, b, x0, Terms(on_failure, timeout), options))
 
     def solve_matrix(
         self,
@@ -116,7 +108,8 @@ class Client:
         `matrix.ref` is computed once for the object, so a backward that reuses the forward's
         object hashes nothing. `rhs` and `x0` have the matrix's element type.
         """
-        return self._session.solve(matrix, rhs, options, x0, timeout, on_failure)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(solve.solve_matrix(self._exchange, matrix, rhs, x0, terms, options))
 
     def factorized(
         self,
@@ -132,12 +125,7 @@ class Client:
         stays valid whatever the server forgets. Arguments and errors are those of `solve`, but for
         `trans`, which each solve of the handle says for itself.
         """
-        if "trans" in options:
-            raise InvalidOptionError("say trans in each solve of the handle, not when it is made", option="trans")
-        asked = make_options(**options)
-        canonical, _ = self._common(A)
-        matrix = Matrix(canonical.matrix.pattern, canonical.matrix.values.copy())
-        return Factorized(self._session, matrix, asked, on_failure, timeout)
+        return Factorized(self._session, solve.hold(self._exchange, A, Terms(on_failure, timeout), options))
 
     # -- derivatives -----------------------------------------------------------------------
 
@@ -177,46 +165,8 @@ class Client:
 
         Source: Giles, "An extended collection of matrix derivative results", 2008, sec. 2.3.1.
         """
-        asked = make_options(**options)
-        _check_want(want, values_on, x)
-        if b is not None and x is None:
-            raise InvalidOptionError("judging the gradient needs x beside b: give both")
-        needs_x = "values" in want
-        canonical, (given, forward, rhs) = self._common(
-            A, cotangent=as_array(cotangent, "the cotangent"), x=x if needs_x or b is not None else None, b=b
-        )
-        assert given is not None
-        matrix = canonical.matrix
-        served = values_on == "server" and needs_x
-        # λ is needed here for whatever is formed here.
-        from_server: tuple[Want, ...] = want if served and rhs is None else ("b", "values") if served else ("b",)
-        reply = self._session.adjoint(
-            matrix, given, asked, from_server, forward if served else None, timeout, on_failure
-        )
-        values = reply.values
-        if needs_x and not served:
-            assert forward is not None
-            assert reply.b is not None
-            values = values_gradient(
-                matrix.pattern,
-                reply.b,
-                forward,
-                asked.trans,
-                batched=matrix.batch is not None,
-                values=matrix.values,
-            )
-        found = Quality(None, None)
-        if rhs is not None:
-            assert forward is not None
-            assert reply.b is not None
-            found = quality(matrix, asked.trans, rhs, forward, given, reply.b, reply.stats.inverse_norm)
-        return Gradients(
-            b=reply.b if "b" in want else None,
-            values=None if values is None else canonical.like_caller(values),
-            stats=reply.stats,
-            corrected_value=found.corrected_value,
-            error_bound=found.error_bound,
-        )
+        terms = Terms(on_failure, timeout)
+        return self._session.run(gradient.vjp(self._exchange, A, x, cotangent, b, want, values_on, terms, options))
 
     def vjp_matrix(
         self,
@@ -231,7 +181,8 @@ class Client:
 
         `options` are those of the forward solve: `trans` names the forward's operator.
         """
-        return self._session.adjoint(matrix, cotangent, options, ("b",), None, timeout, on_failure)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(gradient.adjoint(self._exchange, matrix, cotangent, ("b",), None, terms, options))
 
     def jvp(
         self,
@@ -260,27 +211,8 @@ class Client:
         Raises:
             InvalidPatternError: `A_tangent` has other stored entries than A.
         """
-        asked = make_options(**options)
-        if A_tangent is None and b_tangent is None:
-            raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
-        tangents = None if A_tangent is None else canonicalise(A_tangent)
-        extra = None if tangents is None else tangents.matrix.dtype
-        if A_tangent is not None and x is None:
-            raise InvalidOptionError("a tangent of A needs x, the forward answer")
-        canonical, (forward, moved) = self._common(A, extra, x=x, b_tangent=b_tangent)
-        matrix = canonical.matrix
-        check_square(matrix.pattern)
-        values = None
-        if tangents is not None:
-            if not matrix.pattern.same_as(tangents.matrix.pattern):
-                raise InvalidPatternError("A_tangent must have the stored entries of A, explicit zeros included")
-            if tangents.matrix.values.shape != matrix.values.shape:
-                raise InvalidShapeError(
-                    f"A_tangent has shape {tangents.matrix.values.shape}, A's values {matrix.values.shape}"
-                )
-            values = tangents.matrix.values.astype(matrix.dtype, copy=False)
-        rhs = tangent_rhs(matrix.pattern, values, forward, moved, asked.trans, values=matrix.values)
-        return self.jvp_matrix(matrix, rhs, asked, timeout=timeout, on_failure=on_failure)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(gradient.jvp(self._exchange, A, x, A_tangent, b_tangent, terms, options))
 
     def jvp_matrix(
         self,
@@ -292,7 +224,8 @@ class Client:
         on_failure: OnFailure = "raise",
     ) -> Solution:
         """The tangent solve alone, its right-hand side `db - op(dA) x` formed by the caller."""
-        return self._session.tangent(matrix, tangent, options, timeout, on_failure)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(gradient.tangent(self._exchange, matrix, tangent, terms, options))
 
     # -- least squares ---------------------------------------------------------------------
 
@@ -326,10 +259,7 @@ class Client:
 
         Source: Golub and Van Loan, "Matrix computations", 4th ed., chapter 5.
         """
-        asked = least_squares_options(**options)
-        canonical, (rhs,) = self._common(A, b=as_array(b, "b"))
-        assert rhs is not None
-        return self._session.least_squares(canonical.matrix, rhs, asked, timeout, on_failure)
+        return self._session.run(least_squares.lstsq(self._exchange, A, b, Terms(on_failure, timeout), options))
 
     def lstsq_vjp(
         self,
@@ -359,17 +289,8 @@ class Client:
 
         Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); see `backsolve.least_squares`.
         """
-        asked = least_squares_options(**options)
-        canonical, (rhs, forward, given) = self._common(A, b=b, x=x, cotangent=cotangent)
-        if rhs is None or forward is None or given is None:
-            raise InvalidOptionError("the gradient of least squares needs b, x and the cotangent")
-        matrix = canonical.matrix
-
-        def normal(v: Array) -> Gradients:
-            return self.normal_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
-
-        u, values, stats = pull(matrix, rhs, forward, given, normal, damped=bool(asked.damp))
-        return Gradients(u, canonical.like_caller(values), stats)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(least_squares.lstsq_vjp(self._exchange, A, b, x, cotangent, terms, options))
 
     def lstsq_jvp(
         self,
@@ -397,25 +318,8 @@ class Client:
         Returns:
             dx, shaped like x, with the certificate of the first solve.
         """
-        asked = least_squares_options(**options)
-        if A_tangent is None and b_tangent is None:
-            raise InvalidOptionError("give A_tangent, b_tangent, or both: without a tangent there is nothing to push")
-        tangents = None if A_tangent is None else canonicalise(A_tangent)
-        canonical, (rhs, forward, moved) = self._common(
-            A, None if tangents is None else tangents.matrix.dtype, b=b, x=x, b_tangent=b_tangent
-        )
-        if rhs is None or forward is None:
-            raise InvalidOptionError("the tangent of least squares needs b and x")
-        matrix = canonical.matrix
-
-        def solve(v: Array) -> Solution:
-            return self.lstsq_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
-
-        def normal(v: Array) -> Gradients:
-            return self.normal_matrix(matrix, v, asked, timeout=timeout, on_failure=on_failure)
-
-        moving = None if tangents is None else tangents.matrix
-        return push(matrix, rhs, forward, moving, moved, solve, normal, damped=bool(asked.damp))
+        terms = Terms(on_failure, timeout)
+        return self._session.run(least_squares.lstsq_jvp(self._exchange, A, b, x, A_tangent, b_tangent, terms, options))
 
     def lstsq_matrix(
         self,
@@ -427,7 +331,8 @@ class Client:
         on_failure: OnFailure = "raise",
     ) -> Solution:
         """`lstsq` for a matrix in canonical form, as the framework adapters call it."""
-        return self._session.least_squares(matrix, rhs, options, timeout, on_failure)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(least_squares.lstsq_matrix(self._exchange, matrix, rhs, terms, options))
 
     def normal_matrix(
         self,
@@ -439,18 +344,20 @@ class Client:
         on_failure: OnFailure = "raise",
     ) -> Gradients:
         """`b` = (AᴴA + damp² I)⁺ · cotangent, of which every derivative of least squares is made."""
-        return self._session.adjoint(matrix, cotangent, options, ("b",), None, timeout, on_failure, least_squares=True)
+        terms = Terms(on_failure, timeout)
+        return self._session.run(least_squares.normal_matrix(self._exchange, matrix, cotangent, terms, options))
 
     # -- the other side --------------------------------------------------------------------
 
     def info(self, *, timeout: Timeout = UNSET) -> ServerInfo:
         """What answers: versions, limits, methods, devices."""
-        return self._session.budget(timeout).run(self._session.transport.info)
+        found: ServerInfo = self._session.run(self._exchange.ask(InfoCall(), timeout))
+        return found
 
     def stats(self, *, timeout: Timeout = UNSET) -> Mapping[str, float]:
         """Counters since the data plane started, and this client's `uploads`."""
-        counters = dict(self._session.budget(timeout).run(self._session.transport.stats))
-        counters["uploads"] = float(self._session.uploads)
+        counters: dict[str, float] = dict(self._session.run(self._exchange.ask(StatsCall(), timeout)))
+        counters["uploads"] = float(self._exchange.uploads)
         return counters
 
     @property
@@ -469,19 +376,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _common(
-        self, A: Any, dtype: "np.dtype[Any] | None" = None, **arrays: Any
-    ) -> tuple[Canonical, tuple[Array | None, ...]]:
-        """A and the given arrays in their common element type, A in canonical form."""
-        given = {name: None if value is None else as_array(value, name) for name, value in arrays.items()}
-        a = A if is_sparse(A) or isinstance(A, Parametrised) else as_array(A, "A")
-        # Integers count as float64 here already, or float32 with int64 would not.
-        own = np.dtype(np.float64) if a.dtype.kind in "biu" else native(np.empty(0, a.dtype), "A").dtype
-        types = [own, *(v.dtype for v in given.values() if v is not None), *([dtype] if dtype else [])]
-        common = np.result_type(*types)
-        cast = tuple(None if v is None else np.asarray(v, dtype=common) for v in given.values())
-        return canonicalise(a, common, self._memo), cast
 
 
 class _Default:
@@ -508,23 +402,3 @@ _default = _Default()
 def default_client() -> Client:
     """The process-wide client that framework adapters use when they are given none."""
     return _default.get()
-
-
-def least_squares_options(**options: Unpack[SolveOptions]) -> Options:
-    """Checked options of least squares.
-
-    Raises:
-        InvalidOptionError: an unknown name, or a value of the wrong type.
-    """
-    asked = make_options(**options)
-    # The server's own name for whichever method of least squares fits.
-    return replace(asked, method="lstsq") if asked.method == "auto" else asked
-
-
-def _check_want(want: tuple[Want, ...], values_on: str, x: Any) -> None:
-    if not isinstance(want, tuple | list) or not want or any(name not in ("b", "values") for name in want):
-        raise InvalidOptionError("want must name 'b', 'values', or both")
-    if values_on not in ("client", "server"):
-        raise InvalidOptionError("values_on must be 'client' or 'server'")
-    if "values" in want and x is None:
-        raise InvalidOptionError("the gradient of the values needs x, the forward answer")

@@ -1,16 +1,10 @@
 """A matrix that is factorized once and solved with many times, held by its digests alone."""
 
-from dataclasses import replace
 from typing import Any, final
 
-import numpy as np
-
-from ._session import Session, Timeout
-from .canonical import as_array
-from .errors import InvalidDtypeError
-from .matrix import Matrix
-from .options import check_trans
-from .types import Array, OnFailure, Options, Trans
+from ._calls.solve import Held
+from ._session import Session
+from .types import Array, Trans
 
 
 @final
@@ -23,19 +17,12 @@ class Factorized:
         last: certificate of the latest call.
     """
 
-    def __init__(
-        self, session: Session, matrix: Matrix, options: Options, on_failure: OnFailure, timeout: Timeout
-    ) -> None:
+    def __init__(self, session: Session, held: Held) -> None:
         self._session = session
-        self._matrix = matrix
-        self._options = options
-        self._on_failure: OnFailure = on_failure
-        self._timeout = timeout
-        self.shape = matrix.pattern.shape
-        self.dtype = matrix.dtype
-        # No columns to solve for: the call factorizes, and reports a singular matrix, now.
-        nothing = np.zeros((*matrix.systems_shape, matrix.n, 0), dtype=matrix.dtype)
-        self.last = session.solve(matrix, nothing, options, None, timeout, on_failure).stats
+        self._held = held
+        self.shape = held.matrix.pattern.shape
+        self.dtype = held.matrix.dtype
+        self.last = session.run(held.first(session.exchange)).stats
 
     def solve(self, b: Any, trans: Trans = "N") -> Array:
         """Solve `op(A) x = b` with the kept factor.
@@ -47,14 +34,6 @@ class Factorized:
         Raises:
             InvalidDtypeError: b does not fit A's type.
         """
-        rhs = as_array(b, "b")
-        if not np.can_cast(rhs.dtype, self.dtype, "safe"):
-            raise InvalidDtypeError(
-                f"b is {rhs.dtype}, the factor {self.dtype}: factorize A.astype({rhs.dtype.name!r})"
-            )
-        options = replace(self._options, trans=check_trans(trans))
-        solution = self._session.solve(
-            self._matrix, rhs.astype(self.dtype, copy=False), options, None, self._timeout, self._on_failure
-        )
+        solution = self._session.run(self._held.solve(self._session.exchange, b, trans))
         self.last = solution.stats
         return solution.x

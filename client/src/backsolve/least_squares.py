@@ -24,21 +24,22 @@ from dataclasses import replace
 
 import numpy as np
 
+from ._protocol import Steps
 from .errors import InvalidPatternError, InvalidShapeError
 from .gradient import outer, product
 from .matrix import Matrix
 from .types import Array, Certificate, Gradients, Solution
 
-Solve = Callable[[Array], Solution]
+Solve = Callable[[Array], Steps[Solution]]
 """`G Aᴴ v`, for arrays shaped as callers shape b."""
 
-Normal = Callable[[Array], Gradients]
+Normal = Callable[[Array], Steps[Gradients]]
 """`b` is `G v`, for arrays shaped as callers shape columns of x."""
 
 
 def pull(
     matrix: Matrix, b: Array, x: Array, cotangent: Array, normal: Normal, *, damped: bool
-) -> tuple[Array, Array, Certificate]:
+) -> Steps[tuple[Array, Array, Certificate]]:
     """Gradients of b and of A's values; one application of G, to twice the columns without damping.
 
     Args:
@@ -56,7 +57,7 @@ def pull(
     """
     rhs, answer, g = _columns(matrix, b, x, cotangent)
     pattern, values = matrix.pattern, _stacked(matrix)
-    reply = normal(_unstacked(matrix, g if damped else np.concatenate([g, answer], axis=-1)))
+    reply = yield from normal(_unstacked(matrix, g if damped else np.concatenate([g, answer], axis=-1)))
     k = g.shape[-1]
     both = np.asarray(reply.b).reshape(*g.shape[:2], k if damped else 2 * k)
     lam = both[..., :k]
@@ -79,7 +80,7 @@ def push(
     normal: Normal,
     *,
     damped: bool,
-) -> Solution:
+) -> Steps[Solution]:
     """The tangent of x: one solve, and for a tangent of A one application of G, two without damping.
 
     Args:
@@ -99,21 +100,24 @@ def push(
         raise InvalidShapeError(f"b_tangent has shape {db.shape}, b {b.shape}: they must be alike")
     pushed = np.zeros_like(rhs) if db is None else db.reshape(rhs.shape)
     if moving is None:
-        return solve(pushed.reshape(b.shape))
+        return (yield from solve(pushed.reshape(b.shape)))
     pattern, values, dvalues = matrix.pattern, _stacked(matrix), _tangent_values(matrix, moving)
-    first = solve(np.asarray(pushed - product(pattern, dvalues, answer, "N")).reshape(b.shape))
+    first = yield from solve(np.asarray(pushed - product(pattern, dvalues, answer, "N")).reshape(b.shape))
     pulled = product(pattern, dvalues, rhs - product(pattern, values, answer, "N"), "H")
     if damped:
-        return replace(first, x=first.x + _apply(normal, matrix, pulled).reshape(first.x.shape))
+        applied = yield from _apply(normal, matrix, pulled)
+        return replace(first, x=first.x + applied.reshape(first.x.shape))
     k = answer.shape[-1]
-    both = _apply(normal, matrix, np.concatenate([pulled, answer], axis=-1))
+    both = yield from _apply(normal, matrix, np.concatenate([pulled, answer], axis=-1))
     outside = product(pattern, dvalues, product(pattern, values, both[..., k:], "N"), "H")
-    inside = product(pattern, values, product(pattern, values, _apply(normal, matrix, outside), "N"), "H")
+    applied = yield from _apply(normal, matrix, outside)
+    inside = product(pattern, values, product(pattern, values, applied, "N"), "H")
     return replace(first, x=first.x + (both[..., :k] + outside - inside).reshape(first.x.shape))
 
 
-def _apply(normal: Normal, matrix: Matrix, columns: Array) -> Array:
-    return np.asarray(normal(_unstacked(matrix, columns)).b).reshape(columns.shape)
+def _apply(normal: Normal, matrix: Matrix, columns: Array) -> Steps[Array]:
+    reply = yield from normal(_unstacked(matrix, columns))
+    return np.asarray(reply.b).reshape(columns.shape)
 
 
 def _columns(matrix: Matrix, b: Array, x: Array, cotangent: Array) -> tuple[Array, Array, Array]:

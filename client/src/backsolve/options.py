@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -95,6 +96,17 @@ def make_options(**given: Unpack[SolveOptions]) -> Options:
     check_names(given, KINDS, "a solve")
     values = {name: _read(name, value) for name, value in given.items() if value is not None}
     return Options(**values)
+
+
+def least_squares_options(**given: Unpack[SolveOptions]) -> Options:
+    """Options of least squares, checked likewise.
+
+    Raises:
+        InvalidOptionError: an unknown name, or a value of the wrong type.
+    """
+    asked = make_options(**given)
+    # The server's own name for whichever method of least squares fits.
+    return replace(asked, method="lstsq") if asked.method == "auto" else asked
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:

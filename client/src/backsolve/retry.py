@@ -2,18 +2,23 @@
 
 import random
 import time
-from collections.abc import Callable
-from typing import TypeVar, final
+from typing import Final, final
 
 from .errors import WIRE, BacksolveError, DeadlineError, InvalidOptionError, UnreachableError
-
-T = TypeVar("T")
 
 FIRST_CONTACT_SECONDS = 5.0
 """A server that never answered is given up after this long: the address is probably wrong.
 One that did answer is expected to come back, and is waited for until the call's deadline."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+
+class Unset:
+    """The type of `UNSET`: not given, as opposed to None (no limit)."""
+
+
+UNSET: Final = Unset()
+Timeout = float | None | Unset
 
 
 @final
@@ -50,24 +55,7 @@ class Budget:
             raise DeadlineError(f"no answer within {self._timeout:g} s: raise timeout=, or try again later")
         return left
 
-    def run(self, attempt: Callable[[float | None], T]) -> T:
-        """Call `attempt(seconds left)` until it succeeds or cannot.
-
-        Raises:
-            BacksolveError: of the last attempt.
-        """
-        while True:
-            try:
-                return attempt(self.remaining())
-            except BacksolveError as error:
-                pause = self._pause(error)
-                if pause is None:
-                    # Raised here and not where it was weighed: an exception that is also a local of
-                    # a frame in its own traceback keeps all of them, and the caller's tensors, alive.
-                    raise
-            time.sleep(pause)
-
-    def _pause(self, error: BacksolveError) -> float | None:
+    def pause(self, error: BacksolveError) -> float | None:
         """Seconds until the next attempt; None when another attempt cannot help."""
         retry = WIRE[error.code].retry
         if retry == "once" and type(error) not in self._single:

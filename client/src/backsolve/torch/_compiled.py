@@ -17,12 +17,12 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from .._session import UNSET, Timeout, Unset
 from ..client import Client, default_client
 from ..errors import InvalidOptionError, NotSupportedError
 from ..matrix import Matrix
 from ..options import check_trans, make_options
 from ..pattern import AnyPattern, DensePattern, Pattern
+from ..retry import UNSET, Timeout, Unset
 from ..types import DIGEST_BYTES, MatrixRef, OnFailure, Options
 from ._fold import fold
 from ._request import ADJOINT, Operator, Request, System, call, to_array, to_tensor

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from .._session import Timeout
 from ..client import Client
 from ..matrix import Matrix
 from ..pattern import AnyPattern
+from ..retry import Timeout
 from ..types import Certificate, OnFailure, Options
 from ._fold import Dims, fold
 from ._function import primal

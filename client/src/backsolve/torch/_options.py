@@ -1,8 +1,8 @@
 """The keyword arguments of the adapter beside tensors."""
 
 from .. import options
-from .._session import Timeout
 from ..client import Client
+from ..retry import Timeout
 from ..types import OnFailure
 from ._request import Observer
 

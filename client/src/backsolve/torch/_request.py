@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._session import Timeout
 from ..client import Client
 from ..errors import NotSupportedError
 from ..matrix import Matrix
 from ..pattern import AnyPattern
+from ..retry import Timeout
 from ..types import Array, Certificate, OnFailure, Options, Trans
 
 Operator = Literal["N", "T", "H", "C"]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .._failure import check_choice
-from .._session import UNSET, Timeout
 from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import KINDS, check_names, make_options
 from ..options import SolveOptions as CallOptions
 from ..pattern import AnyPattern, DensePattern, Pattern, check_square
+from ..retry import UNSET, Timeout
 from ..types import Certificate, OnFailure, Options
 from . import _compiled, _inputs, _sparse
 from ._function import apply

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .._failure import check_choice
-from .._session import UNSET, Timeout
-from ..client import Client, default_client, least_squares_options
+from ..client import Client, default_client
 from ..errors import InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import SolveOptions as CallOptions
+from ..options import least_squares_options
 from ..pattern import AnyPattern, DensePattern, Pattern
+from ..retry import UNSET, Timeout
 from ..types import OnFailure, Options
 from . import _inputs, _sparse
 from ._least_squares import Problem, minimise

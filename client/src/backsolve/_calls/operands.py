@@ -1,0 +1,89 @@
+"""What callers hand in, made fit to be sent: A in canonical form, arrays of its type and shape, the digests."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, final
+
+import numpy as np
+
+from ..canonical import Canonical, Parametrised, PatternMemo, as_array, canonicalise, is_sparse, native
+from ..errors import InvalidDtypeError, InvalidShapeError
+from ..matrix import Matrix
+from ..pattern import check_square
+from ..retry import UNSET, Timeout
+from ..types import DTYPES, Array, MatrixRef, OnFailure
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a call may be told beside its operands and options.
+
+    Attributes:
+        on_failure: what happens when the answer misses its tolerance, or there is none.
+        timeout: seconds; by default the client's.
+    """
+
+    on_failure: OnFailure = "raise"
+    timeout: Timeout = UNSET
+
+
+def common(
+    memo: PatternMemo, A: Any, dtype: "np.dtype[Any] | None" = None, **arrays: Any
+) -> tuple[Canonical, tuple[Array | None, ...]]:
+    """A and the given arrays in their common element type, and that of `dtype`; A in canonical form.
+
+    Raises:
+        InvalidDtypeError, InvalidShapeError, InvalidPatternError: as `canonicalise` and `as_array`.
+    """
+    given = {name: None if value is None else as_array(value, name) for name, value in arrays.items()}
+    a = A if is_sparse(A) or isinstance(A, Parametrised) else as_array(A, "A")
+    # Integers count as float64 here already, or float32 with int64 would not.
+    own = a.dtype if a.dtype in DTYPES else native(np.empty(0, a.dtype), "A").dtype
+    types = {own, *(v.dtype for v in given.values() if v is not None), *([dtype] if dtype else [])}
+    wanted = own if len(types) == 1 else np.result_type(*types)
+    cast = tuple(None if v is None else np.asarray(v, dtype=wanted) for v in given.values())
+    return canonicalise(a, wanted, memo), cast
+
+
+def timed_ref(matrix: Matrix) -> tuple[MatrixRef, float]:
+    """The digests of a matrix, and the seconds that taking them cost now."""
+    if matrix.hashed:
+        return matrix.ref, 0.0
+    started = perf_counter()
+    ref = matrix.ref
+    return ref, perf_counter() - started
+
+
+def check_fits(matrix: Matrix, array: Array, what: str) -> None:
+    """Refuse an array that is no right-hand side of a square system with this matrix.
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError: it is not.
+    """
+    check_square(matrix.pattern)
+    check_type(matrix, array, what)
+    matrix.is_vector(array)
+
+
+def check_type(matrix: Matrix, array: Array, what: str) -> None:
+    """Refuse an array of another element type than the matrix.
+
+    Raises:
+        InvalidDtypeError: it is.
+    """
+    if array.dtype != matrix.dtype:
+        raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
+
+
+def alike(array: Array | None, rhs: Array, what: str) -> Array | None:
+    """The array in C order, of the type of `rhs`.
+
+    Raises:
+        InvalidShapeError: it is not shaped like `rhs`.
+    """
+    if array is None:
+        return None
+    if array.shape != rhs.shape:
+        raise InvalidShapeError(f"{what} has shape {array.shape}, it must be shaped like b, {rhs.shape}")
+    return np.ascontiguousarray(array, dtype=rhs.dtype)

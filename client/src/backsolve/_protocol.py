@@ -1,0 +1,173 @@
+"""What is sent during one call, and when: by digest first, the data only when it is missed, again when that can help.
+
+Nothing is sent here. A call is a generator that yields what has to be done next, a `Send` or a `Pause`; it is given
+the reply, or thrown the error, and returns the caller's answer. `_session.Session` does these steps and blocks; a
+session that awaits them needs a loop of its own and no other line.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar, final
+
+from ._transports.base import JvpCall, PutCall, SolveCall, VjpCall
+from .canonical import PatternMemo
+from .errors import BacksolveError, DigestMismatchError, MatrixChangedError, NeedMatrixError, NeedValuesError
+from .fingerprint import matrix_ref
+from .matrix import Matrix
+from .retry import Budget, Timeout, Unset
+
+T = TypeVar("T")
+
+_UPLOADS_PER_CALL: Final = 4
+"""A matrix that is evicted as often as this between its upload and its use does not fit the cache."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InfoCall:
+    """Ask what answers."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StatsCall:
+    """Ask for the counters of what answers."""
+
+
+Call = SolveCall | VjpCall | JvpCall | PutCall | InfoCall | StatsCall
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `call`, and give back its reply or throw its error; `left` is its time in seconds, None without a limit."""
+
+    call: Call
+    left: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for as many seconds."""
+
+    seconds: float
+
+
+Step = Send | Pause
+Steps = Generator[Step, Any, T]
+"""A call in progress; what it is given after a `Send` is the reply of the transport's method for that call."""
+
+
+@final
+class Progress(Generic[T]):
+    """Where a call in progress stands: the step to do next, or, when `step` is None, its result."""
+
+    step: Step | None
+    result: T
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self.give(None)
+
+    def give(self, reply: object) -> None:
+        """The step is done; this is what came of it, None of a pause."""
+        try:
+            self.step = self._steps.send(reply)
+        except StopIteration as end:
+            self.step, self.result = None, end.value
+
+    def fail(self, error: BacksolveError) -> None:
+        """The step has failed.
+
+        Raises:
+            BacksolveError: so has the call.
+        """
+        try:
+            self.step = self._steps.throw(error)
+        except StopIteration as end:
+            self.step, self.result = None, end.value
+        finally:
+            # An exception that is also a local of a frame in its own traceback keeps all of them, and the
+            # caller's tensors, alive.
+            del error
+
+
+@final
+class Exchange:
+    """What a client keeps from call to call, whatever carries them. Thread-safe.
+
+    Args:
+        timeout: seconds for each call unless it says otherwise; None waits for ever.
+
+    Attributes:
+        memo: the patterns it has met last.
+        uploads: how many matrices it has sent.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.memo = PatternMemo()
+        self.uploads = 0
+        self._met_before = False
+
+    def ask(self, call: InfoCall | StatsCall, timeout: Timeout) -> Steps[Any]:
+        """A call that is about no matrix."""
+        return _persist(call, self._budget(timeout))
+
+    def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
+        """Make a call by digest; when the server lacks the matrix, upload it and call again.
+
+        Raises:
+            MatrixChangedError: the matrix is needed, and no longer what the call has named.
+            BacksolveError: of the last attempt.
+        """
+        budget = self._budget(timeout)
+        for _ in range(_UPLOADS_PER_CALL):
+            try:
+                reply = yield from _persist(call, budget)
+            except NeedValuesError:
+                yield from self._upload(matrix, budget, values_only=True)
+            except NeedMatrixError:
+                yield from self._upload(matrix, budget, values_only=False)
+            else:
+                self._met_before = True
+                return reply
+        yield from self._upload(matrix, budget, values_only=False)
+        return (yield from _persist(call, budget))
+
+    def _budget(self, timeout: Timeout) -> Budget:
+        seconds = self.timeout if isinstance(timeout, Unset) else timeout
+        return Budget(seconds, met_before=self._met_before)
+
+    def _upload(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
+        """Send a matrix under the digests it was called by."""
+        self._met_before = True
+        self.uploads += 1
+        try:
+            yield from _persist(PutCall(matrix.ref, matrix, values_only), budget)
+        except NeedMatrixError:
+            yield from _persist(PutCall(matrix.ref, matrix), budget)
+        except DigestMismatchError as error:
+            if matrix_ref(matrix.pattern, matrix.values) != matrix.ref:
+                raise MatrixChangedError(
+                    "A was modified after the call that used it began: pass a copy, or do not write to it in place"
+                ) from error
+            raise
+
+
+def _persist(call: Call, budget: Budget) -> Steps[Any]:
+    """Send a call until it succeeds or cannot.
+
+    Raises:
+        BacksolveError: of the last attempt.
+    """
+    while True:
+        try:
+            return (yield Send(call, budget.remaining()))
+        except BacksolveError as error:
+            pause = budget.pause(error)
+            if pause is None:
+                # Raised here and not where it was weighed, for the reason that `Progress.fail` gives.
+                raise
+        yield Pause(pause)
