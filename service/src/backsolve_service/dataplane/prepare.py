@@ -32,6 +32,9 @@ from ..scheduling.worker import FactorRef
 from .reuse import Reuse, Stale
 from .telemetry import Telemetry
 
+_MOST_CHOICES = 32
+"""Sets of options remembered with one matrix; a caller whose tolerance changes with every call has no end of them."""
+
 Kind = tuple[object, ...]
 """Factors of one kind on one pattern are about equally large."""
 
@@ -87,6 +90,9 @@ class Preparer:
         self._telemetry = telemetry
         self._unfit = unfit
         self.reuse = Reuse(cache)
+        self._chosen: WeakKeyDictionary[MatrixEntry[FactorRef], dict[tuple[Options, bool], Choice]] = (
+            WeakKeyDictionary()
+        )
         self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[Kind, int]] = WeakKeyDictionary()
 
     def prepare(
@@ -106,7 +112,7 @@ class Preparer:
                 f"method {options.method!r} is installed but not offered: {self._unfit[options.method]}; "
                 "use another method, or 'auto'"
             )
-        choice = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+        choice = self._choose(entry, options, has_x0=has_x0)
         if options.reuse is not None:
             found, why = self._older(entry, choice)
             if found is not None:
@@ -158,6 +164,17 @@ class Preparer:
         key = ("recycle", count, dtype.name)
         found = self._cache.get_symbolic(entry.pattern, key, lambda: self._scheduler.order(empty), context)
         return found.value
+
+    def _choose(self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool) -> Choice:
+        """`choose`, remembered with the matrix: a cached solve should not weigh the candidates again."""
+        known = self._chosen.setdefault(entry, {})
+        found = known.get((options, has_x0))
+        if found is None:
+            found = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+            if len(known) >= _MOST_CHOICES:
+                known.clear()
+            known[options, has_x0] = found
+        return found
 
     def _older(self, entry: MatrixEntry[FactorRef], choice: Choice) -> tuple[Prepared | None, str]:
         """A factor of older values by any method of the choice, or why none is used."""

@@ -12,6 +12,7 @@ from backsolve.types import Array, Certificate, Element, Options, Status, Timing
 from ..cache.entries import MatrixEntry
 from ..cache.store import FactorCache
 from ..context import CallContext
+from ..engine.answer import Answer
 from ..engine.base import Controls
 from ..scheduling.jobs import Solved
 from ..scheduling.scheduler import Scheduler
@@ -162,14 +163,8 @@ class Answering:
 
     def _certificate(self, prepared: Prepared, solved: Solved, entry: MatrixEntry[FactorRef]) -> Certificate:
         answer = solved.answer
-        elements = tuple(
-            Element(worst(statuses), iterations, _largest(residual), _largest(error))
-            for statuses, iterations, residual, error in zip(
-                answer.statuses, answer.iterations, answer.relative_residual, answer.backward_error, strict=True
-            )
-        )
         return Certificate(
-            status=worst([element.status for element in elements]),
+            status=_worst_of(solved),
             method=prepared.choice.spec.method,
             reason=_reason(prepared),
             precision=prepared.choice.spec.precision,
@@ -187,7 +182,7 @@ class Answering:
             ),
             instance=self._instance,
             refinements=answer.refinements,
-            elements=() if entry.operand.batch is None else elements,
+            elements=() if entry.operand.batch is None else _elements(answer),
             preconditioner=prepared.choice.spec.preconditioner,
             inverse_norm=answer.inverse_norm,
         )
@@ -197,6 +192,16 @@ class Answering:
         self._telemetry.phase("solve", solved.seconds_solved)
         good = certificate.status in _GOOD
         self._telemetry.solved(op, certificate.iterations, certificate.relative_residual, good)
+
+
+def _elements(answer: Answer) -> tuple[Element, ...]:
+    """What became of each system of a batch."""
+    return tuple(
+        Element(worst(statuses), iterations, _largest(residual), _largest(error))
+        for statuses, iterations, residual, error in zip(
+            answer.statuses, answer.iterations, answer.relative_residual, answer.backward_error, strict=True
+        )
+    )
 
 
 def _worst_of(solved: Solved) -> Status:
