@@ -1,4 +1,4 @@
-"""The three ways in, for tests that must hold on each of them."""
+"""The ways in, for tests that must hold on each of them."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,27 @@ from backsolve import Client
 from support.servers import ServerProcess
 
 TRANSPORTS = ("embedded", "http", "grpc")
+"""What every test of `client` runs on."""
+
+SAME_HOST = ("unix", "grpc+unix")
+"""What tests marked `same_host` run on as well: the same code behind another kind of socket."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--same-host`: run every test of `client` over Unix sockets too."""
+    parser.addoption("--same-host", action="store_true", help="every test of `client` over Unix sockets too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other sockets of tests that did not ask for them."""
+    if config.getoption("--same-host"):
+        return
+    dropped = {
+        item for item in items if item.get_closest_marker("other_socket") and not item.get_closest_marker("same_host")
+    }
+    if dropped:
+        config.hook.pytest_deselected(items=[*dropped])
+        items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")
@@ -17,14 +38,14 @@ def server() -> Iterator[ServerProcess]:
         yield process
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=[*TRANSPORTS, *(pytest.param(name, marks=pytest.mark.other_socket) for name in SAME_HOST)])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of the embedded engine, then of the server over HTTP, then over gRPC."""
+    """A client of the embedded engine, then of the server over HTTP, then over gRPC, and over Unix sockets."""
     if request.param == "embedded":
         url = "embedded"
     else:
         running: ServerProcess = request.getfixturevalue("server")
-        url = running.http_url if request.param == "http" else running.grpc_url
+        url = running.url(request.param)
     with Client(url) as opened:
         yield opened
 

@@ -23,6 +23,33 @@ def test_urls(url: str, expected: tuple[str, str, int]) -> None:
     assert (endpoint.scheme, endpoint.host, endpoint.port) == expected
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("unix:/run/a.sock", ("unix", "/run/a.sock")),
+        ("unix:///run/a.sock", ("unix", "/run/a.sock")),
+        ("unix:/run/a%20b?c#d:1", ("unix", "/run/a%20b?c#d:1")),
+        ("grpc+unix:/run/a.sock", ("grpc+unix", "/run/a.sock")),
+        ("grpc+unix:///" + 106 * "a", ("grpc+unix", "/" + 106 * "a")),
+    ],
+)
+def test_paths(url: str, expected: tuple[str, str]) -> None:
+    endpoint = resolve(url, "t", environment={})
+    assert endpoint == Endpoint(expected[0], token="t", path=expected[1])
+    assert endpoint.address == expected[1]
+
+
+@pytest.mark.parametrize("url", ["unix:", "unix:run/a", "unix://host/run/a", "grpc+unix:a", "unix:/" + 107 * "a"])
+def test_paths_that_are_not_absolute_or_too_long_are_refused(url: str) -> None:
+    with pytest.raises(InvalidOptionError, match=r"URL.* Unix socket"):
+        resolve(url, environment={})
+
+
+def test_a_socket_needs_no_authorities() -> None:
+    with pytest.raises(InvalidOptionError, match="ca_file="):
+        resolve("unix:/run/a.sock", ca_file="c", environment={})
+
+
 def test_ipv6_addresses_keep_their_brackets() -> None:
     assert resolve("http://[::1]:80", environment={}).address == "[::1]:80"
 

@@ -11,6 +11,8 @@ from backsolve import Client
 from support.servers import ServerProcess
 from support.systems import convection, laplacian, random_like
 
+pytestmark = pytest.mark.same_host
+
 
 def grown(client: Client, before: dict[str, float], name: str) -> float:
     return client.stats()[name] - before[name]

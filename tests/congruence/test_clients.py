@@ -14,6 +14,8 @@ from backsolve.errors import BacksolveError, UnreachableError
 from support.servers import ServerProcess, free_port
 from support.systems import convection, random_like
 
+pytestmark = pytest.mark.same_host
+
 
 def test_threads_share_a_client_and_a_factorization(client: Client) -> None:
     a = convection(12, seed=830_441_907)

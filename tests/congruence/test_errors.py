@@ -14,6 +14,8 @@ from backsolve.torch import solve, spsolve
 from support.systems import convection, laplacian
 from support.tensors import sparse_pattern
 
+pytestmark = pytest.mark.same_host
+
 B5 = np.ones(5)
 
 

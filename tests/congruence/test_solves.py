@@ -8,6 +8,8 @@ from backsolve import Client, Status
 from backsolve.types import DTYPES
 from support.systems import convection, dense, laplacian, op, random_like
 
+pytestmark = pytest.mark.same_host
+
 TOLERANCE = {"float32": 2e-5, "complex64": 2e-5, "float64": 1e-11, "complex128": 1e-11}
 
 each_dtype = pytest.mark.parametrize("dtype", [d.name for d in DTYPES])

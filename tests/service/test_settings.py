@@ -1,6 +1,7 @@
 """The environment is read once, strictly, and its faults are told in words."""
 
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -47,6 +48,9 @@ def test_every_variable_is_read(env, tmp_path):
         "HOST": "0.0.0.0",
         "HTTP_PORT": "0",
         "GRPC_PORT": "65535",
+        "UNIX_HTTP": "/run/backsolve/http",
+        "UNIX_GRPC": "/run/backsolve/grpc",
+        "UNIX_MODE": "0660",
         "DEVICE": "cuda:1",
         "WORKERS": "3",
         "PROCESSES": "2",
@@ -72,6 +76,9 @@ def test_every_variable_is_read(env, tmp_path):
         "host": "0.0.0.0",
         "http_port": 0,
         "grpc_port": 65535,
+        "unix_http": Path("/run/backsolve/http"),
+        "unix_grpc": Path("/run/backsolve/grpc"),
+        "unix_mode": 0o660,
         "device": "cuda:1",
         "workers": 3,
         "processes": 2,
@@ -115,6 +122,10 @@ def test_settings_cannot_be_changed_or_extended(env):
         ("DRAIN_SECONDS", "nan", "BACKSOLVE_DRAIN_SECONDS='nan': .*finite"),
         ("LOG_LEVEL", "loud", "BACKSOLVE_LOG_LEVEL='loud': .*'debug', 'info'"),
         ("INSTANCE", "a b", "BACKSOLVE_INSTANCE='a b': use at most"),
+        ("UNIX_HTTP", "http.sock", "BACKSOLVE_UNIX_HTTP='http.sock': give an absolute path"),
+        ("UNIX_GRPC", "/" + 107 * "a", "BACKSOLVE_UNIX_GRPC='.*': the path of a Unix socket has at most 107 bytes"),
+        ("UNIX_MODE", "rw", "BACKSOLVE_UNIX_MODE='rw': not permissions: write three octal digits"),
+        ("UNIX_MODE", "0888", "BACKSOLVE_UNIX_MODE='0888'"),
         ("TLS_CERT", "/nonexistent.pem", "BACKSOLVE_TLS_CERT='/nonexistent.pem': .*file"),
         ("ALLOW_ANONYMOUS", "maybe", "BACKSOLVE_ALLOW_ANONYMOUS='maybe': "),
         ("HTTP_PORT", "tcp://10.0.0.1:80", "enableServiceLinks: false"),
@@ -168,6 +179,11 @@ def test_listening_beyond_loopback_needs_credentials_or_a_word(env, host):
     assert "BACKSOLVE_ALLOW_ANONYMOUS=1" in line
     env(ALLOW_ANONYMOUS="1")
     assert load().host == host
+
+
+def test_the_two_unix_sockets_differ(env):
+    env(UNIX_HTTP="/run/s", UNIX_GRPC="/run/s")
+    assert "choose two paths" in refusal()[0]
 
 
 def test_a_token_is_credentials_enough_and_an_empty_one_is_none(env):

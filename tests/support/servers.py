@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ class ServerProcess:
 
     def __init__(self, **environment: str) -> None:
         self.http_port, self.grpc_port = free_port(), free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="backsolve-"))
         self._environment = environment
         self._log = Path(tempfile.mkstemp(prefix="backsolve-", suffix=".log")[1])
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,10 +44,25 @@ class ServerProcess:
     def grpc_url(self) -> str:
         return f"grpc://127.0.0.1:{self.grpc_port}"
 
+    def url(self, transport: str) -> str:
+        """How a client reaches it by "http", "grpc", "unix" or "grpc+unix"."""
+        return {
+            "http": self.http_url,
+            "grpc": self.grpc_url,
+            "unix": f"unix:{self.folder}/http",
+            "grpc+unix": f"grpc+unix:{self.folder}/grpc",
+        }[transport]
+
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
 
     def log(self) -> str:
         """Everything the process has written."""
@@ -62,6 +79,8 @@ class ServerProcess:
             "OMP_NUM_THREADS": "1",
             "BACKSOLVE_HTTP_PORT": str(self.http_port),
             "BACKSOLVE_GRPC_PORT": str(self.grpc_port),
+            "BACKSOLVE_UNIX_HTTP": f"{self.folder}/http",
+            "BACKSOLVE_UNIX_GRPC": f"{self.folder}/grpc",
             **self._environment,
         }
         with self._log.open("ab") as log:
@@ -118,3 +137,4 @@ class ServerProcess:
     ) -> None:
         self.stop()
         self._log.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

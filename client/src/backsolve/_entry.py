@@ -17,11 +17,12 @@ def connect(endpoint: Endpoint) -> Transport:
     """
     if endpoint.scheme == "embedded":
         return _embedded()
-    if endpoint.scheme in ("grpc", "grpcs"):
+    if endpoint.scheme in ("grpc", "grpcs", "grpc+unix"):
         from ._transports.grpc import GrpcTransport  # noqa: PLC0415  (gRPC is loaded only by its users)
 
         secure = endpoint.scheme == "grpcs"
-        return GrpcTransport(endpoint.address, secure=secure, ca_file=endpoint.ca_file, token=endpoint.token)
+        target = f"unix:{endpoint.path}" if endpoint.path else endpoint.address
+        return GrpcTransport(target, secure=secure, ca_file=endpoint.ca_file, token=endpoint.token)
     if endpoint.scheme == "backsolve":
         from ._transports.discover import DiscoveringTransport  # noqa: PLC0415
 

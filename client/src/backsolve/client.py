@@ -28,8 +28,9 @@ class Client:
     calls name it by the hash of its content, and a server that has lost it is sent it again.
 
     Args:
-        url: "http(s)://host:port", "grpc(s)://host:port" or "backsolve://host"; by default the
-            environment's BACKSOLVE_URL, and without one the engine in this process.
+        url: "http(s)://host:port", "grpc(s)://host:port", "backsolve://host", or of a Unix socket "unix:/path" (HTTP)
+            or "grpc+unix:/path"; by default the environment's BACKSOLVE_URL, and without one the engine in
+            this process.
         token: bearer token; by default BACKSOLVE_TOKEN.
         timeout: seconds for each call, retries and uploads included; None waits for ever; by
             default BACKSOLVE_TIMEOUT, or 60.

@@ -20,6 +20,10 @@ HTTP_PORT = 8080
 GRPC_PORT = 50051
 
 _DEFAULT_PORTS = {"http": HTTP_PORT, "https": 443, "grpc": GRPC_PORT, "grpcs": GRPC_PORT, "backsolve": HTTP_PORT}
+_UNIX_SCHEMES = ("unix", "grpc+unix")
+
+MOST_PATH_BYTES = 107
+"""The longest path of a Unix socket that Linux takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,12 @@ class Endpoint:
     """One place to send calls to.
 
     Attributes:
-        scheme: "embedded", "http", "https", "grpc", "grpcs" or "backsolve".
-        host, port: empty and 0 for "embedded".
+        scheme: "embedded", "http", "https", "grpc", "grpcs", "backsolve", or, for a Unix socket, "unix" (HTTP) or
+            "grpc+unix".
+        host, port: empty and 0 for "embedded" and Unix sockets.
         token: bearer token, or None.
         ca_file: file with the certificate authorities to trust, or None for the system's.
+        path: of a Unix socket, else empty.
     """
 
     scheme: str
@@ -38,10 +44,13 @@ class Endpoint:
     port: int = 0
     token: str | None = None
     ca_file: str | None = None
+    path: str = ""
 
     @property
     def address(self) -> str:
-        """`host:port`, with brackets around an IPv6 host."""
+        """`host:port`, with brackets around an IPv6 host; of a Unix socket its path."""
+        if self.path:
+            return self.path
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -70,8 +79,11 @@ def resolve(
         raise InvalidOptionError("ca_file= is for https:// and grpcs:// only")
     token = token or environment.get(TOKEN_VARIABLE) or None
     ca_file = ca_file or environment.get(CA_VARIABLE) or None
+    scheme, colon, path = url.partition(":")
+    if colon and scheme in _UNIX_SCHEMES:
+        return Endpoint(scheme, token=token, path=_socket_path(scheme, path))
     parts = urlsplit(url)
-    schemes = ", ".join(f"{name}://" for name in _DEFAULT_PORTS)
+    schemes = ", ".join([f"{name}://" for name in _DEFAULT_PORTS] + [f"{name}:" for name in _UNIX_SCHEMES])
     if parts.scheme not in _DEFAULT_PORTS:
         raise InvalidOptionError(f"the URL must begin with one of {schemes}, e.g. http://localhost:8080")
     try:
@@ -81,6 +93,22 @@ def resolve(
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise InvalidOptionError("the URL must have the form scheme://host:port; a token goes into token=")
     return Endpoint(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme], token, ca_file)
+
+
+def _socket_path(scheme: str, path: str) -> str:
+    """The path of a Unix socket: all that follows `scheme:` or `scheme://`, taken as it is, without escapes.
+
+    Raises:
+        InvalidOptionError: it is not absolute, or longer than the system takes.
+    """
+    path = path.removeprefix("//")
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidOptionError(f"the URL of a Unix socket has the form {scheme}:/path/of/the/socket")
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise InvalidOptionError(
+            f"the URL's path is longer than the {MOST_PATH_BYTES} bytes that a Unix socket's may be"
+        )
+    return path
 
 
 def default_timeout(environment: Mapping[str, str] | None = None) -> float:

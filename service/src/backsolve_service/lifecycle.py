@@ -23,6 +23,7 @@ from .logs import AccessLog
 from .metrics import Metrics
 from .rest.server import RestConfig, RestServer
 from .settings import Settings
+from .unixsocket import SocketFile
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Service:
         self._settings = settings
         http_port, grpc_port = _claim(settings.host, settings.http_port, settings.grpc_port)
         _check_tls(settings)
+        _check_sockets(settings)
         config = _plane_config(settings, http_port, grpc_port)
         config = replace(config, unfit=_self_test(config))
         # The creation time of every series would double the page.
@@ -65,20 +67,25 @@ class Service:
         self._rest = RestServer(self._plane, _rest_config(settings, http_port), metrics.text)
 
     def start(self) -> None:
-        """Answer on both ports; each says ready when it is.
+        """Answer on both ports and the Unix sockets; each says ready when it is.
 
         Raises:
-            StartError: somebody took a port in the meantime.
+            StartError: somebody took a port in the meantime, or a Unix socket cannot be made.
         """
         try:
             self._grpc.start()
             self._rest.start()
         except (OSError, RuntimeError) as err:
+            self._grpc.stop()
+            self._rest.stop(0.0)
             raise StartError(str(err)) from err
 
     def addresses(self) -> dict[str, str | int]:
         """Where it listens."""
-        return {"host": self._settings.host, "http_port": self._rest.port, "grpc_port": self._grpc.port}
+        settings = self._settings
+        paths = {"unix_http": settings.unix_http, "unix_grpc": settings.unix_grpc}
+        ports: dict[str, str | int] = {"http_port": self._rest.port, "grpc_port": self._grpc.port}
+        return {"host": settings.host, **ports, **{name: str(path) for name, path in paths.items() if path}}
 
     def stop(self) -> int:
         """Answer what runs, refuse what comes, and close.
@@ -130,6 +137,7 @@ def _grpc_config(settings: Settings, port: int) -> GrpcConfig:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
+        unix=_socket_file(settings, settings.unix_grpc),
     )
 
 
@@ -142,7 +150,12 @@ def _rest_config(settings: Settings, port: int) -> RestConfig:
         tls_key=_text(settings.tls_key),
         tls_client_ca=_text(settings.tls_client_ca),
         max_threads=settings.queue_depth + _SPARE_THREADS,
+        unix=_socket_file(settings, settings.unix_http),
     )
+
+
+def _socket_file(settings: Settings, path: Path | None) -> SocketFile | None:
+    return None if path is None else SocketFile(path, settings.unix_mode)
 
 
 def _secret(settings: Settings) -> str | None:
@@ -170,6 +183,24 @@ def _check_tls(settings: Settings) -> None:
             context.load_verify_locations(settings.tls_client_ca)
     except OSError as err:
         raise StartError(f"{names} cannot be used: {err.strerror or err}; give PEM files that belong together") from err
+
+
+def _check_sockets(settings: Settings) -> None:
+    """See that the Unix sockets can be listened on.
+
+    Raises:
+        StartError: one cannot.
+    """
+    for variable, path in (
+        ("BACKSOLVE_UNIX_HTTP", settings.unix_http),
+        ("BACKSOLVE_UNIX_GRPC", settings.unix_grpc),
+    ):
+        if path is None:
+            continue
+        try:
+            SocketFile(path, settings.unix_mode).check()
+        except OSError as err:
+            raise StartError(f"cannot listen on {path}: {err.strerror}; see {variable}") from err
 
 
 def _claim(host: str, http_port: int, grpc_port: int) -> tuple[int, int]:

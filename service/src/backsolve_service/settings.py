@@ -7,10 +7,13 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backsolve.config import MOST_PATH_BYTES
 
 from .machine import usable_cpus
 
@@ -70,6 +73,22 @@ def _device(value: str) -> str:
     return value
 
 
+def _socket_path(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError("give an absolute path")
+    if len(os.fsencode(value)) > MOST_PATH_BYTES:
+        raise ValueError(f"the path of a Unix socket has at most {MOST_PATH_BYTES} bytes")
+    return value
+
+
+def _octal(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"(0o?)?[0-7]{3}", value) is None:
+        raise ValueError("not permissions: write three octal digits, such as 0600 or 0660")
+    return int(value[-3:], 8)
+
+
 def _instance(value: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", value) is None:
         raise ValueError("use at most 128 letters, digits and . _ : -")
@@ -90,6 +109,8 @@ def _is_loopback(host: str) -> bool:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+SocketPath = Annotated[Path, AfterValidator(_socket_path)]
+Mode = Annotated[int, BeforeValidator(_octal)]
 Device = Annotated[str, AfterValidator(_device)]
 Instance = Annotated[str, AfterValidator(_instance)]
 Token = Annotated[SecretStr, AfterValidator(_header_text)]
@@ -106,6 +127,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on; beyond loopback needs credentials")
     http_port: Port = Field(default=8080, description="port of REST and /metrics; 0 picks a free one")
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks a free one")
+    unix_http: SocketPath | None = Field(default=None, description="path of a Unix socket for REST, without TLS")
+    unix_grpc: SocketPath | None = Field(default=None, description="path of a Unix socket for gRPC, without TLS")
+    unix_mode: Mode = Field(
+        default=0o600, description="permissions of the Unix sockets in octal: who may write there, may call"
+    )
     device: Device = Field(default="cpu", description='where methods run that can: "cpu" or "cuda:0"')
     workers: int = Field(
         default_factory=usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
@@ -154,6 +180,8 @@ class Settings(BaseSettings):
             raise ValueError("BACKSOLVE_TLS_CERT and BACKSOLVE_TLS_KEY belong together: set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("BACKSOLVE_TLS_CLIENT_CA needs BACKSOLVE_TLS_CERT and BACKSOLVE_TLS_KEY")
+        if self.unix_http is not None and self.unix_http == self.unix_grpc:
+            raise ValueError("BACKSOLVE_UNIX_HTTP and BACKSOLVE_UNIX_GRPC are the same: choose two paths")
         if not (_is_loopback(self.host) or self.token or self.tls_client_ca or self.allow_anonymous):
             raise ValueError(
                 "BACKSOLVE_HOST lies beyond loopback and callers need no credentials: set BACKSOLVE_TOKEN (or the "
@@ -230,6 +258,8 @@ def describe() -> str:
         field = Settings.model_fields[name]
         if name in {"cache_bytes", "max_payload_bytes", "queue_bytes"}:
             default = format_size(field.default)
+        elif name == "unix_mode":
+            default = f"{field.default:04o}"
         elif field.default_factory is not None:
             default = {"workers": "usable CPUs", "instance": "host name and a random part"}[name]
         else:

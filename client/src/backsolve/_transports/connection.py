@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .._fork import renew_after_fork
 from .._rest.body import Body, aligned
+from ..config import Endpoint
 from ..errors import CancelledError, DeadlineError, UnreachableError
 
 CONNECT_SECONDS = 10.0
@@ -40,6 +41,21 @@ class HttpReply:
     body: NDArray[np.uint8]
 
 
+@final
+class _UnixConnection(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect; a full backlog of the listener counts as no answer."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class _StaleError(Exception):
     """The connection was closed by the other side before it answered anything."""
 
@@ -49,12 +65,12 @@ class ConnectionPool:
     """Connections to one server, shared by threads, renewed after a fork.
 
     Args:
-        host, port: where it listens.
+        endpoint: where it listens.
         tls: context of an https server, else None.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        self._host, self._port, self._tls = host, port, tls
+    def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None) -> None:
+        self._endpoint, self._tls = endpoint, tls
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -84,7 +100,7 @@ class ConnectionPool:
             return self._attempt(self._connect(deadline), method, parts, deadline)
         except _StaleError as err:
             raise UnreachableError(
-                f"the server at {self._host}:{self._port} closed the connection without an answer"
+                f"the server at {self._endpoint.address} closed the connection without an answer"
             ) from err.__cause__
 
     def close(self) -> None:
@@ -124,21 +140,25 @@ class ConnectionPool:
     def _connect(self, deadline: float | None) -> http.client.HTTPConnection:
         left = _left(deadline)
         patience = CONNECT_SECONDS if left is None else min(CONNECT_SECONDS, left)
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=patience)
+        at = self._endpoint
+        connection: http.client.HTTPConnection
+        if at.path:
+            connection = _UnixConnection(at.path, patience)
+        elif self._tls is None:
+            connection = http.client.HTTPConnection(at.host, at.port, timeout=patience)
         else:
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=patience, context=self._tls)
+            connection = http.client.HTTPSConnection(at.host, at.port, timeout=patience, context=self._tls)
         try:
             connection.connect()
         except ssl.SSLError as err:
             connection.close()
             reason = getattr(err, "verify_message", None) or err.reason or "the handshake failed"
-            raise UnreachableError(f"no secure connection to {self._host}:{self._port}: {reason}") from err
+            raise UnreachableError(f"no secure connection to {self._endpoint.address}: {reason}") from err
         except OSError as err:
             connection.close()
             _left(deadline)  # the caller's own deadline counts first
             reason = "no answer" if isinstance(err, TimeoutError) else err.strerror or "the name cannot be resolved"
-            raise UnreachableError(f"no server at {self._host}:{self._port}: {reason}") from err
+            raise UnreachableError(f"no server at {self._endpoint.address}: {reason}") from err
         return connection
 
     def _attempt(
@@ -152,7 +172,7 @@ class ConnectionPool:
         except (OSError, http.client.HTTPException) as err:
             connection.close()
             raise UnreachableError(
-                f"the connection to {self._host}:{self._port} broke in the middle of an answer"
+                f"the connection to {self._endpoint.address} broke in the middle of an answer"
             ) from err
         except BaseException:
             connection.close()

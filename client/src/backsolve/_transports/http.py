@@ -60,7 +60,7 @@ class HttpTransport(Transport):
     """Calls over REST. Thread-safe; usable after a fork.
 
     Args:
-        url: `http://host:port` or `https://host:port`.
+        url: `http://host:port`, `https://host:port`, or `unix:/path` for a Unix socket.
         ca_file: certificate authorities to trust instead of the system's.
         token: bearer token sent with every request.
 
@@ -74,10 +74,10 @@ class HttpTransport(Transport):
 
     def __init__(self, url: str, *, ca_file: str | None = None, token: str | None = None) -> None:
         endpoint = resolve(url, token, ca_file, environment={})
-        if endpoint.scheme not in ("http", "https"):
-            raise InvalidOptionError("this transport speaks http:// and https:// only")
-        self._fixed = _fixed_headers(endpoint.address, token)
-        self._pool = ConnectionPool(endpoint.host, endpoint.port, _tls(endpoint.scheme, ca_file))
+        if endpoint.scheme not in ("http", "https", "unix"):
+            raise InvalidOptionError("this transport speaks http://, https:// and unix: only")
+        self._fixed = _fixed_headers("localhost" if endpoint.path else endpoint.address, token)
+        self._pool = ConnectionPool(endpoint, _tls(endpoint.scheme, ca_file))
         self._accepted: OrderedDict[MatrixRef, None] = OrderedDict()
         self._count = threading.Lock()
         self.sent = 0

@@ -14,6 +14,7 @@ from backsolve._rpc.framing import channel_options
 from backsolve.v1 import solver_pb2
 from backsolve.v1.solver_pb2_grpc import add_MatricesServicer_to_server, add_SolverServicer_to_server
 
+from ..unixsocket import SocketFile
 from .admission import Admission
 from .reading import ReadableRequests
 from .servicer import MatricesServicer, SolverServicer
@@ -52,6 +53,7 @@ class GrpcConfig:
         token: bearer token that every call must bring; health checks and reflection need none.
         tls_cert, tls_key: PEM files; both or neither.
         tls_client_ca: PEM file; callers must show a certificate of one of these authorities.
+        unix: a socket to listen on as well, always without TLS: its permissions say who may call.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +63,7 @@ class GrpcConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    unix: SocketFile | None = None
 
 
 @final
@@ -93,9 +96,11 @@ class GrpcServer:
         """Listen, and answer calls; `port` is then the real one.
 
         Raises:
-            OSError: the port is taken, or a TLS file cannot be read.
+            OSError: the port or the socket is taken, or a TLS file cannot be read.
         """
         self.port = _listen(self._server, self._config)
+        if self._config.unix is not None:
+            _listen_unix(self._server, self._config.unix)
         self._server.start()
         self._set_ready(True)
 
@@ -106,6 +111,8 @@ class GrpcServer:
     def stop(self, grace: float | None = None) -> None:
         """Take no new calls, let running ones end for up to `grace` seconds, cancel the rest."""
         self._set_ready(False)
+        if self._config.unix is not None:
+            self._config.unix.remove()
         self._server.stop(grace).wait()
         self._health_handlers.shutdown(wait=False)
         self._handlers.shutdown(wait=False)
@@ -156,3 +163,16 @@ def _listen(server: Any, config: GrpcConfig) -> int:
         return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address} for gRPC: is the port taken?") from error
+
+
+def _listen_unix(server: Any, file: SocketFile) -> None:
+    """Bind a Unix socket.
+
+    Raises:
+        OSError: it is taken, or cannot be made.
+    """
+    with file.claimed():
+        try:
+            server.add_insecure_port(f"unix:{file.path}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {file.path} for gRPC") from error

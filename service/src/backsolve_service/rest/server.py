@@ -1,5 +1,6 @@
-"""The REST server: uvicorn on a thread of its own, without signal handlers, on a socket bound beforehand."""
+"""The REST server: uvicorn on a thread of its own, without signal handlers, on sockets bound beforehand."""
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -8,10 +9,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import uvicorn
 
+from ..unixsocket import SocketFile
 from .app import create_app
 from .handlers import Handlers
 
@@ -39,6 +41,7 @@ class RestConfig:
         tls_client_ca: authorities of which callers must show a certificate.
         max_threads: calls that are worked on or queue; more than the data plane queues, so that a
             full queue is answered at once and not waited for.
+        unix: a socket to listen on as well, always without TLS: its permissions say who may call.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +51,7 @@ class RestConfig:
     tls_key: str | None = None
     tls_client_ca: str | None = None
     max_threads: int = 320
+    unix: SocketFile | None = None
 
 
 @final
@@ -71,27 +75,16 @@ class RestServer:
             drain_bytes,
             lambda error, request_id: plane.refused(error, "rest", request_id),
         )
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=True,
-                proxy_headers=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                ssl_certfile=config.tls_cert,
-                ssl_keyfile=config.tls_key,
-                ssl_ca_certs=config.tls_client_ca,
-                ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca else ssl.CERT_NONE,
-            )
-        )
-        self._socket: socket.socket | None = None
+        tls = {
+            "ssl_certfile": config.tls_cert,
+            "ssl_keyfile": config.tls_key,
+            "ssl_ca_certs": config.tls_client_ca,
+            "ssl_cert_reqs": ssl.CERT_REQUIRED if config.tls_client_ca else ssl.CERT_NONE,
+        }
+        self._servers = [_uvicorn(app, tls)]
+        if config.unix is not None:
+            self._servers.append(_uvicorn(app, {}))
+        self._sockets: list[socket.socket] = []
         self._thread: threading.Thread | None = None
         self._port = config.port
 
@@ -104,10 +97,11 @@ class RestServer:
         """Bind, and return when requests are answered.
 
         Raises:
-            OSError: the address cannot be listened on.
+            OSError: an address cannot be listened on.
             RuntimeError: the server did not come up, for example because a TLS file cannot be read.
         """
-        self._server.config.load()  # reads the TLS files here, where failing is the caller's to see
+        for server in self._servers:
+            server.config.load()  # reads the TLS files here, where failing is the caller's to see
         family, kind, protocol, _, address = socket.getaddrinfo(
             self._config.host, self._config.port, type=socket.SOCK_STREAM
         )[0]
@@ -115,15 +109,17 @@ class RestServer:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            self._sockets = [listener]
+            if self._config.unix is not None:
+                self._sockets.append(self._config.unix.listen(backlog=_BACKLOG))
         except OSError:
             listener.close()
             raise
         self._port = int(listener.getsockname()[1])
-        self._socket = listener
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="rest-loop", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rest-loop", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _START_SECONDS
-        while not self._server.started:
+        while not all(server.started for server in self._servers):
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 self.stop(0.0)
                 raise RuntimeError("the REST server did not start; its log has the cause")
@@ -136,13 +132,47 @@ class RestServer:
     def stop(self, timeout: float = 5.0) -> None:
         """Close the port and idle connections, let replies finish for `timeout` seconds, then close everything."""
         self.drain()
-        self._server.should_exit = True
+        if self._config.unix is not None:
+            self._config.unix.remove()
+        for server in self._servers:
+            server.should_exit = True
         if self._thread is not None:
             self._thread.join(timeout)
             if self._thread.is_alive():
-                self._server.force_exit = True
+                for server in self._servers:
+                    server.force_exit = True
                 self._thread.join(1.0)
-        if self._socket is not None:
+        for listener in self._sockets:
             with contextlib.suppress(OSError):
-                self._socket.close()
+                listener.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        """All listeners on one event loop, which the handlers count on."""
+        with asyncio.Runner(loop_factory=self._servers[0].config.get_loop_factory()) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await asyncio.gather(
+            *(server.serve([listener]) for server, listener in zip(self._servers, self._sockets, strict=True))
+        )
+
+
+def _uvicorn(app: Any, tls: dict[str, Any]) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            **tls,
+        )
+    )
