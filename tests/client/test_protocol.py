@@ -168,8 +168,9 @@ def test_a_digest_that_the_server_denies_is_looked_into() -> None:
     unchanged = begin(Exchange(60.0), dense())
     unchanged.fail(NeedMatrixError("no"))
     unchanged.fail(Mismatch("other"))
-    with pytest.raises(Mismatch):
+    with pytest.raises(Mismatch) as caught:
         unchanged.fail(Mismatch("other"))
+    assert caught.type is Mismatch
 
 
 def test_a_failed_call_keeps_nothing_alive() -> None:

@@ -170,7 +170,13 @@ ROWS: Mapping[str, Row] = {
     ),
     "fcg": Row("krylov.fcg:FlexibleConjugateGradients", _BOTH, "definite", _ITERATIVE, direct=False, wide=True),
     "minres": Row(
-        "krylov.minres:MinRes", _BOTH, "hermitian", _ITERATIVE, direct=False, wide=True, definite_preconditioner=True
+        "krylov.minres:MinRes",
+        _BOTH,
+        "hermitian",
+        _ITERATIVE | _SINGULAR,
+        direct=False,
+        wide=True,
+        definite_preconditioner=True,
     ),
     "bicgstab": Row("krylov.bicgstab:BiCgStab", _BOTH, "square", _ITERATIVE, direct=False, wide=True),
     "gmres": Row(
