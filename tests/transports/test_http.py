@@ -241,7 +241,7 @@ def test_chunked_replies_are_read() -> None:
     [
         (good_reply()[:-5].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1), UnreachableError, "middle"),
         (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 9", UnreachableError, "middle|without"),
-        (b"220 smtp ready\r\nconnection: close\r\n", UnreachableError, "without"),
+        (b"220 smtp ready\r\nconnection: close\r\n", UnreachableError, "does not speak HTTP"),
         (plain("200 OK"), MalformedError, "backsolve server"),
         (good_reply().replace(b"F64", b"F99"), InvalidDtypeError, "F64"),
         (plain("301 Moved Permanently", "location: https://example.org"), NotSupportedError, "redirect"),

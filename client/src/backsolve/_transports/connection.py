@@ -1,7 +1,7 @@
 """Pooled keep-alive HTTP/1.1 connections that move bodies without copying them.
 
-`http.client` parses replies and speaks TLS; what it would copy or split is done here: header and
-body leave in one gathered write, and a reply is read straight into the array that will be x.
+`http.client` connects and speaks TLS; what it would copy or split is done here: header and body leave
+in one gathered write, and a reply is read by `reply.py` straight into the array that will be x.
 """
 
 import http.client
@@ -10,17 +10,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .._fork import renew_after_fork
-from .._rest.body import Body, aligned
+from .._rest.body import Body
 from ..config import Endpoint
 from ..errors import CancelledError, DeadlineError, UnreachableError
+from .reply import BrokenReplyError, HttpReply, NoReplyError, read_reply, seconds_left
 
 CONNECT_SECONDS = 10.0
 """A host that does not even accept a connection for this long is unreachable, whatever the call's deadline."""
@@ -29,16 +25,6 @@ _IDLE_CONNECTIONS = 32
 _SLICE = 1 << 20
 _GATHER = 64
 """Buffers in one `sendmsg`, below every system's IOV_MAX."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class HttpReply:
-    """One reply: status, headers by lower-case name, and the body in an aligned buffer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: NDArray[np.uint8]
 
 
 @final
@@ -138,7 +124,7 @@ class ConnectionPool:
         connection.close()
 
     def _connect(self, deadline: float | None) -> http.client.HTTPConnection:
-        left = _left(deadline)
+        left = seconds_left(deadline)
         patience = CONNECT_SECONDS if left is None else min(CONNECT_SECONDS, left)
         at = self._endpoint
         connection: http.client.HTTPConnection
@@ -156,7 +142,7 @@ class ConnectionPool:
             raise UnreachableError(f"no secure connection to {self._endpoint.address}: {reason}") from err
         except OSError as err:
             connection.close()
-            _left(deadline)  # the caller's own deadline counts first
+            seconds_left(deadline)  # the caller's own deadline counts first
             reason = "no answer" if isinstance(err, TimeoutError) else err.strerror or "the name cannot be resolved"
             raise UnreachableError(f"no server at {self._endpoint.address}: {reason}") from err
         return connection
@@ -169,10 +155,11 @@ class ConnectionPool:
         except TimeoutError:
             connection.close()
             raise DeadlineError("no answer before the deadline: raise timeout=, or try again later") from None
-        except (OSError, http.client.HTTPException) as err:
+        except OSError as err:
             connection.close()
+            why = f" ({err})" if isinstance(err, BrokenReplyError) else ""
             raise UnreachableError(
-                f"the connection to {self._endpoint.address} broke in the middle of an answer"
+                f"the connection to {self._endpoint.address} broke in the middle of an answer{why}"
             ) from err
         except BaseException:
             connection.close()
@@ -191,19 +178,11 @@ def _exchange(sock: Any, method: str, parts: tuple[memoryview, ...], deadline: f
         _send(sock, parts, deadline)
     except (BrokenPipeError, ConnectionResetError) as err:
         broken = err  # a server that refuses early may have said why before it closed
-    response = http.client.HTTPResponse(sock, method=method)
     try:
-        sock.settimeout(_left(deadline))
-        try:
-            response.begin()
-        except (ConnectionError, http.client.BadStatusLine) as err:
-            raise _StaleError from (broken or err)
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        body = _read(sock, response, deadline)
-        keep = not response.will_close and broken is None
-        return HttpReply(response.status, headers, body), keep
-    finally:
-        response.close()
+        reply, keep = read_reply(sock, method, deadline)
+    except NoReplyError as err:
+        raise _StaleError from (broken or err)
+    return reply, keep and broken is None
 
 
 def _send(sock: Any, parts: tuple[memoryview, ...], deadline: float | None) -> None:
@@ -211,45 +190,17 @@ def _send(sock: Any, parts: tuple[memoryview, ...], deadline: float | None) -> N
     if isinstance(sock, ssl.SSLSocket):
         for part in parts:
             for start in range(0, len(part), _SLICE):
-                sock.settimeout(_left(deadline))
+                sock.settimeout(seconds_left(deadline))
                 sock.sendall(part[start : start + _SLICE])
         return
     waiting = list(parts)
     while waiting:
-        sock.settimeout(_left(deadline))
+        sock.settimeout(seconds_left(deadline))
         sent = sock.sendmsg(waiting[:_GATHER])
         while waiting and sent >= len(waiting[0]):
             sent -= len(waiting.pop(0))
         if sent:
             waiting[0] = waiting[0][sent:]
-
-
-def _read(sock: Any, response: http.client.HTTPResponse, deadline: float | None) -> NDArray[np.uint8]:
-    """The whole body of a reply, in one buffer allocated once."""
-    if response.length is None:  # chunked by a proxy, or ended by closing
-        data = response.read()
-        body = aligned(len(data))
-        body[:] = np.frombuffer(data, dtype=np.uint8)
-        return body
-    body = aligned(response.length)
-    position = 0
-    while position < body.size:
-        sock.settimeout(_left(deadline))
-        got = response.readinto(body[position : position + _SLICE].data)
-        if not got:
-            raise http.client.IncompleteRead(b"", body.size - position)
-        position += got
-    response.read()  # tells http.client that the reply is complete
-    return body
-
-
-def _left(deadline: float | None) -> float | None:
-    if deadline is None:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise DeadlineError("the deadline passed before the answer was there: raise timeout=, or try again later")
-    return left
 
 
 def _is_quiet(sock: socket.socket) -> bool:

@@ -42,7 +42,8 @@ from ..errors import (
 )
 from ..types import ErrorCode, Holding, MatrixRef, ServerInfo
 from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
-from .connection import ConnectionPool, HttpReply
+from .connection import ConnectionPool
+from .reply import HttpReply
 
 ASK_FIRST_BYTES = 1 << 20
 """Larger bodies of a matrix that the server has not accepted yet are preceded by a HEAD."""
