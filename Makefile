@@ -23,7 +23,7 @@ CHECKS := check-style check-types check-layers check-proto check-files
 
 -include deploy/containers.mk
 
-.PHONY: help setup demo serve test test-gpu lint bench bench-gpu $(CHECKS)
+.PHONY: help setup demo serve test test-gpu lint bench bench-gpu loadtest $(CHECKS)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,3 +78,6 @@ bench: $(READY)  ## time the engine, then remote solves, against SciPy in the sa
 
 bench-gpu: $(READY)  ## time solves on a CUDA device beside the speed of its memory; without one, say so
 	@$(BIN)/python -m loadtests.gpu $(ARGS)
+
+loadtest: $(READY)  ## put load on a server of its own, all scenarios in short, and picture it; about 3 minutes
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.served $(ARGS)

@@ -198,6 +198,7 @@ def test_a_half_sent_body_releases_its_memory(plane: DataPlane) -> None:
             with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
                 connection.sendall(lines + b"x" * 1000)
                 wait_until(server, lambda: handlers._bytes == LIMIT)
+                assert ask(server.port, "GET", "/v1/stats").json()["body_bytes"] == LIMIT
             wait_until(server, lambda: handlers._bytes == 0)
 
 

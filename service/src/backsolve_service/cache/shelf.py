@@ -43,6 +43,11 @@ class Shelf(Generic[R]):
         pattern = self._patterns.get((tenant, ref.pattern))
         return None if pattern is None else pattern.matrices.get(ref.values)
 
+    @property
+    def pinned(self) -> int:
+        """Patterns and matrices in use."""
+        return len(self._pinned)
+
     def looked_up(self, level: Level, entry: Entry | None) -> None:
         """Count a lookup, and a use of what was found."""
         result: Lookup = "miss" if entry is None else "hit"

@@ -42,6 +42,20 @@ _UPLOAD_BYTES_PER_SECOND = 1e9
 
 @final
 @dataclass(frozen=True, slots=True)
+class InUse:
+    """What calls under way hold of the cache; both are 0 when there are none.
+
+    Attributes:
+        reserved: bytes set aside for what is being made.
+        pinned: patterns and matrices that must stay.
+    """
+
+    reserved: int
+    pinned: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
     """What the cache answered.
 
@@ -380,6 +394,11 @@ class FactorCache(Generic[R]):
         """Bytes of factors on the device; `bytes` counts those of the host."""
         with self._lock:
             return self._ledger.device_held
+
+    def in_use(self) -> InUse:
+        """What calls under way hold."""
+        with self._lock:
+            return InUse(self._ledger.reserved + self._ledger.device_reserved, self._shelf.pinned)
 
     def entries(self) -> Mapping[Level, int]:
         """Number of things held by level."""

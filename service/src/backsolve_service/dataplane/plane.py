@@ -224,7 +224,19 @@ class DataPlane:
         counts = {f"cache_entries_{level}": float(number) for level, number in count.items()}
         on_device = float(self._cache.device_bytes())
         total = {"cache_bytes": float(sum(held.values())), "cache_bytes_device": on_device}
-        return {**self.telemetry.totals(), **sizes, **counts, **total}
+        return {**self.telemetry.totals(), **sizes, **counts, **total, **self._in_use()}
+
+    def _in_use(self) -> Mapping[str, float]:
+        """What calls under way hold; all of it is 0 when none is."""
+        work, cache = self._scheduler.stats, self._cache.in_use()
+        return {
+            "calls_inflight": float(self._inflight),
+            "queue_depth": float(work.depth),
+            "queue_running": float(work.inflight),
+            "queue_bytes": float(work.nbytes),
+            "cache_bytes_reserved": float(cache.reserved),
+            "cache_pinned": float(cache.pinned),
+        }
 
     @property
     def ready(self) -> bool:

@@ -138,9 +138,10 @@ class Handlers:
         await exchange.reply(_json(info_to_json(info)))
 
     async def stats(self, exchange: Exchange) -> None:
-        """GET /v1/stats."""
+        """GET /v1/stats: the data plane's, and `body_bytes`, the memory of bodies that are read or worked on."""
         reply_type(exchange, (JSON,))
-        await exchange.reply(_json(dict(await self._run(self._plane.stats))))
+        counters = await self._run(self._plane.stats)
+        await exchange.reply(_json({**counters, "body_bytes": float(self._bytes)}))
 
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics."""

@@ -32,7 +32,7 @@ class Backlog:
         self._max_queue = max_queue
         self._max_bytes = max_bytes
         self._observer = observer
-        self._bytes = 0
+        self.nbytes = 0
         self._interval = 0.0
         self._last_end = time.monotonic()
         self._calls: set[int] = set()
@@ -83,20 +83,20 @@ class Backlog:
         with self._lock:
             if self.draining and not (call in self._calls or (call is None and self._calls)):
                 raise _draining()
-            if self.waiting >= self._max_queue or (self._bytes and self._bytes + nbytes > self._max_bytes):
+            if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
                 raise QueueFullError(
-                    f"{self.waiting} jobs wait (at most {self._max_queue}) and {self._bytes} bytes are held "
+                    f"{self.waiting} jobs wait (at most {self._max_queue}) and {self.nbytes} bytes are held "
                     f"(at most {self._max_bytes}): come back later, or ask another replica",
                     retry_after=round(self._retry_seconds(), 3),
                 )
             self.waiting += 1
-            self._bytes += nbytes
+            self.nbytes += nbytes
 
     def withdrawn(self, nbytes: int) -> None:
         """A job left before it began."""
         with self._lock:
             self.waiting -= 1
-            self._bytes -= nbytes
+            self.nbytes -= nbytes
             if self.quiet:
                 self.idle.notify_all()
 
@@ -114,7 +114,7 @@ class Backlog:
         now = time.monotonic()
         with self._lock:
             self.running -= jobs
-            self._bytes -= nbytes
+            self.nbytes -= nbytes
             self._interval += _MEMORY * ((now - self._last_end) / jobs - self._interval)
             self._last_end = now
             if self.quiet:

@@ -42,10 +42,12 @@ class Stats:
     Attributes:
         depth: jobs that wait.
         inflight: jobs that run.
+        nbytes: bytes of right-hand sides that both hold.
     """
 
     depth: int
     inflight: int
+    nbytes: int
 
 
 _AT_ONCE_BYTES = 16 << 20
@@ -101,8 +103,8 @@ class Scheduler:
 
     @property
     def stats(self) -> Stats:
-        """Depth of the queue, and jobs that run."""
-        return Stats(self._backlog.waiting, self._backlog.running)
+        """Depth of the queue, jobs that run, and what they hold."""
+        return Stats(self._backlog.waiting, self._backlog.running, self._backlog.nbytes)
 
     @property
     def draining(self) -> bool:
