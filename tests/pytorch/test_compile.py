@@ -1,4 +1,4 @@
-"""`torch.compile(fullgraph=True)` of dense solves and `spsolve`, first order."""
+"""`torch.compile(fullgraph=True)` of solves."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from backsolve import Client
 from backsolve.errors import NotSupportedError, SingularMatrixError
-from backsolve.torch import LinearSolve, _compiled, solve, spsolve
+from backsolve.torch import LinearSolve, _graph, solve, spsolve
 from support.tensors import close, dense, reference, rhs, scattered, sparse_pattern, values_on
 
 # The compiler itself uses deprecated modules and warns about itself.
@@ -99,13 +99,14 @@ def test_operations_are_well_formed(embedded: Client, kind: str) -> None:
     """PyTorch's own check of registered operations: schema, fake tensors, autograd, tracing."""
     pattern = sparse_pattern(704_219_583, 4)
     values = dense(330_582_147, (), 4) if kind == "dense" else values_on(pattern, 861_402_973)
-    number = 0 if kind == "dense" else _compiled.number_of(pattern)
+    number = 0 if kind == "dense" else _graph.number_of(pattern)
     spec = ("auto|||||", "N", *[None] * 9, None, True, "raise")
-    arguments = (values.requires_grad_(), rhs(92_648_013, (4, 2)).requires_grad_(), None, None, number)
-    torch.library.opcheck(torch.ops.backsolve.solve, (*arguments, _compiled.number_of(embedded), False, *spec))
+    arguments = (values.requires_grad_(), rhs(92_648_013, (4, 2)).requires_grad_(), None, None, number, "", [])
+    torch.library.opcheck(torch.ops.backsolve.solve, (*arguments, _graph.number_of(embedded), False, False, *spec))
     if kind == "sparse":
         lam: Tensor = rhs(71_930_258, (4, 2))
-        torch.library.opcheck(torch.ops.backsolve.values_gradient, (lam, lam, number, "N", False))
+        given = (lam, lam, values.detach(), number, "", [], "N", False)
+        torch.library.opcheck(torch.ops.backsolve.values_gradient, given)
 
 
 @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "grad"])

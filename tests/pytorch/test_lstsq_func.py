@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from backsolve import Client, Pattern
+from backsolve import Client
 from backsolve.errors import NotSupportedError
 from backsolve.torch import lstsq, splstsq
+from support.rectangular import SHAPES, filled, minimiser, nearly, rectangular, rectangular_pattern
 from support.tensors import close, rhs
 
 # PyTorch loads its own forward-mode rules through torch.jit.
@@ -20,61 +20,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 Minimise = Callable[[Tensor, Tensor], Tensor]
 
-SHAPES = {"tall": (6, 4), "wide": (4, 6)}
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 each_kind = pytest.mark.parametrize("kind", ["dense", "sparse"])
 each_damp = pytest.mark.parametrize("damp", [0.0, 0.6], ids=["plain", "damped"])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
 
 
-def _pattern(shape: str) -> Pattern:
-    m, n = SHAPES[shape]
-    stored = np.random.default_rng(80_413_552).random((m, n)) < 0.5
-    stored[np.arange(min(m, n)), np.arange(min(m, n))] = True
-    rows, columns = np.nonzero(stored)
-    return Pattern(np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=m))]), columns, (m, n))
-
-
-def _filled(values: Tensor, pattern: Pattern) -> Tensor:
-    position = torch.tensor(pattern.rows.astype(np.int64) * pattern.n + pattern.indices)
-    empty = torch.zeros(*values.shape[:-1], pattern.m * pattern.n, dtype=values.dtype)
-    return empty.index_add(-1, position, values).unflatten(-1, pattern.shape)
-
-
-def _formula(A: Tensor, b: Tensor, damp: float) -> Tensor:
-    """The answer for a matrix of full rank."""
-    vectors = b.ndim == A.ndim - 1
-    columns = b.unsqueeze(-1) if vectors else b
-    m, n = A.shape[-2:]
-    if m >= n or damp:
-        x = torch.linalg.inv(A.mH @ A + damp**2 * torch.eye(n, dtype=A.dtype)) @ (A.mH @ columns)
-    else:
-        x = A.mH @ (torch.linalg.inv(A @ A.mH) @ columns)
-    return x.squeeze(-1) if vectors else x
-
-
 def _pair(client: Client, kind: str, shape: str, damp: float = 0.0, **options: Any) -> tuple[Minimise, Minimise]:
     """Our answer and the formula, as functions of the stored numbers and b."""
     if kind == "dense":
-        return (lambda A, b: lstsq(A, b, damp=damp, client=client, **options)), (lambda A, b: _formula(A, b, damp))
-    pattern = _pattern(shape)
+        return (lambda A, b: lstsq(A, b, damp=damp, client=client, **options)), (lambda A, b: minimiser(A, b, damp))
+    pattern = rectangular_pattern(shape)
     return (
         lambda v, b: splstsq(v, pattern, b, damp=damp, rtol=1e-14, client=client, **options),
-        lambda v, b: _formula(_filled(v, pattern), b, damp),
+        lambda v, b: minimiser(filled(v, pattern), b, damp),
     )
-
-
-def _values(kind: str, shape: str, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Tensor:
-    m, n = SHAPES[shape]
-    if kind == "dense":
-        return rhs(66_105_923, (*batch, m, n), dtype) + 4 * torch.eye(m, n, dtype=dtype)
-    pattern = _pattern(shape)
-    return rhs(43_971_208, (*batch, pattern.nnz), dtype) + 4 * torch.tensor(pattern.rows == pattern.indices)
-
-
-def _close(mine: Any, theirs: Any) -> None:
-    """As near as LSMR comes, which stops at its tolerance."""
-    close(mine, theirs, rtol=1e-8, atol=1e-9)
 
 
 @each_shape
@@ -85,7 +45,7 @@ def test_forward_mode_and_what_is_made_of_it(
     embedded: Client, shape: str, kind: str, damp: float, dtype: torch.dtype
 ) -> None:
     m, n = SHAPES[shape]
-    A, b = _values(kind, shape, (), dtype), rhs(190_445_872, (m, 2), dtype)
+    A, b = rectangular(kind, shape, (), dtype), rhs(190_445_872, (m, 2), dtype)
     da, db, dx = torch.randn_like(A), torch.randn_like(b), rhs(22_701_954, (n, 2), dtype)
     results = []
     for f in _pair(embedded, kind, shape, damp):
@@ -95,7 +55,7 @@ def test_forward_mode_and_what_is_made_of_it(
         of_cotangent = jvp(lambda A, b, f=f: vjp(f, A, b)[1](dx), (A, b), (da, db))[1]
         results.append((x, both, of_a, of_b, *of_tangent, *of_cotangent))
     for mine, theirs in zip(*results, strict=True):
-        _close(mine, theirs)
+        nearly(mine, theirs)
 
 
 @each_dtype
@@ -116,7 +76,7 @@ def test_forward_mode_of_a_low_rank(dtype: torch.dtype, damp: float) -> None:
 @each_shape
 @each_kind
 def test_second_order_jacobians(embedded: Client, shape: str, kind: str) -> None:
-    A, b = _values(kind, shape), rhs(90_377_415, (SHAPES[shape][0],))
+    A, b = rectangular(kind, shape), rhs(90_377_415, (SHAPES[shape][0],))
     for transform in (hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacrev(f)), lambda f: jacrev(jacfwd(f))):
         mine, theirs = (transform(lambda A, f=f: (f(A, b) ** 3).sum())(A) for f in _pair(embedded, kind, shape))
         close(mine, theirs, rtol=1e-7, atol=1e-8)
@@ -124,7 +84,7 @@ def test_second_order_jacobians(embedded: Client, shape: str, kind: str) -> None
 
 @each_shape
 def test_forward_mode_twice_over_reverse(embedded: Client, shape: str) -> None:
-    A, b, v = _values("dense", shape), rhs(83_014_627, (SHAPES[shape][0],)), _values("dense", shape) * 0.1
+    A, b, v = rectangular("dense", shape), rhs(83_014_627, (SHAPES[shape][0],)), rectangular("dense", shape) * 0.1
     results = []
     for f in _pair(embedded, "dense", shape):
         first = grad(lambda A, f=f: (f(A, b) ** 3).sum())
@@ -142,29 +102,33 @@ def test_forward_mode_twice_over_reverse(embedded: Client, shape: str) -> None:
 def test_vmap_is_one_request(embedded: Client, shape: str, kind: str, columns: tuple[int, ...]) -> None:
     ours, truth = _pair(embedded, kind, shape)
     m, _ = SHAPES[shape]
-    A, b = _values(kind, shape, (3,)), rhs(615_200_347, (3, m, *columns))
+    A, b = rectangular(kind, shape, (3,)), rhs(615_200_347, (3, m, *columns))
     before = embedded.stats()["solves"]
     pairs = [(vmap(f)(A, b), vmap(f, (None, 0))(A[0], b), vmap(f, (0, None))(A, b[0])) for f in (ours, truth)]
     assert embedded.stats()["solves"] == before + 3
     for mine, theirs in zip(*pairs, strict=True):
-        _close(mine, theirs)
+        nearly(mine, theirs)
 
 
 @each_kind
 def test_vmap_over_other_dimensions_and_nested(embedded: Client, kind: str) -> None:
     ours, truth = _pair(embedded, kind, "tall")
-    A, b = _values(kind, "tall", (3, 2)), rhs(238_871_560, (3, 2, 6))
+    A, b = rectangular(kind, "tall", (3, 2)), rhs(238_871_560, (3, 2, 6))
     moved, last = A.movedim(0, -1), b.movedim(0, -1)
     for f, g in ((vmap(vmap(ours)), vmap(vmap(truth))), (vmap(ours), vmap(truth))):
-        _close(f(A, b), g(A, b))
-    _close(vmap(ours, (-1, -1), 1)(moved, last), vmap(truth, (-1, -1), 1)(moved, last))
+        nearly(f(A, b), g(A, b))
+    nearly(vmap(ours, (-1, -1), 1)(moved, last), vmap(truth, (-1, -1), 1)(moved, last))
 
 
 @each_kind
 @each_damp
 @each_dtype
 def test_vmap_of_derivatives(embedded: Client, kind: str, damp: float, dtype: torch.dtype) -> None:
-    A, b, v = _values(kind, "tall", (3,), dtype), rhs(77_915_042, (3, 6), dtype), _values(kind, "tall", (3,), dtype)
+    A, b, v = (
+        rectangular(kind, "tall", (3,), dtype),
+        rhs(77_915_042, (3, 6), dtype),
+        rectangular(kind, "tall", (3,), dtype),
+    )
     results = []
     for f in _pair(embedded, kind, "tall", damp):
 
@@ -181,7 +145,7 @@ def test_vmap_of_derivatives(embedded: Client, kind: str, damp: float, dtype: to
 
 @each_kind
 def test_dual_numbers(embedded: Client, kind: str) -> None:
-    A, b, da = _values(kind, "wide"), rhs(31_905_277, (4,)), torch.ones_like(_values(kind, "wide"))
+    A, b, da = rectangular(kind, "wide"), rhs(31_905_277, (4,)), torch.ones_like(rectangular(kind, "wide"))
     seen: list[str] = []
     ours, truth = _pair(embedded, kind, "wide", observe=lambda phase, _: seen.append(phase))
     results = []
@@ -189,13 +153,13 @@ def test_dual_numbers(embedded: Client, kind: str) -> None:
         with forward_ad.dual_level():
             results.append(forward_ad.unpack_dual(f(forward_ad.make_dual(A, da), b)))
     for mine, theirs in zip(*results, strict=True):
-        _close(mine, theirs)
+        nearly(mine, theirs)
     assert seen == ["solve", "solve", "adjoint", "adjoint", "adjoint"]
 
 
 def test_transforms_use_the_factor_of_the_forward(embedded: Client) -> None:
     ours, _ = _pair(embedded, "dense", "tall")
-    A, b = _values("dense", "tall", (2,)) + 0.25, rhs(5_610_372, (2, 6))
+    A, b = rectangular("dense", "tall", (2,)) + 0.25, rhs(5_610_372, (2, 6))
     before = embedded.stats()["factorizations"]
     vmap(grad(lambda A, b: jvp(lambda b: ours(A, b), (b,), (b,))[1].square().sum()))(A, b)
     assert embedded.stats()["factorizations"] - before == 1

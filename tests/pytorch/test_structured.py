@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import backsolve.torch as bt
-from backsolve.errors import InvalidDtypeError, InvalidShapeError
+from backsolve.errors import InvalidDtypeError, InvalidShapeError, NotSupportedError
 from backsolve.torch.structured import Structured
 
 
@@ -121,6 +121,44 @@ def test_what_does_not_fit_is_refused() -> None:
     a = bt.LowRankPlusDiagonal(torch.ones(3), torch.ones(3, 1))
     with pytest.raises(InvalidDtypeError):
         bt.solve(a, torch.ones(3, dtype=torch.float64))
-    # PyTorch's tracer reports our refusal in an error of its own, which shows the line.
-    with pytest.raises(Exception, match=r"torch\.compile cannot hold a structured"):
-        torch.compile(lambda b: bt.solve(a, b), fullgraph=True, backend="eager")(torch.ones(3))
+
+
+@each
+@pytest.mark.parametrize(
+    ("dtype", "trans", "dynamic"),
+    [(torch.float64, "N", True), (torch.complex128, "T", False), (torch.complex128, "H", False)],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_graph_gives_the_same_answer_and_gradients(case: str, dtype: torch.dtype, trans: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    make, shapes = CASES[case]
+    given = tensors(shapes, dtype)
+    n = make(*given).shape[0]
+    b = torch.linspace(1, 2, 2 * n, dtype=torch.float64).to(dtype).reshape(n, 2).requires_grad_()
+
+    def loss(b: Tensor, *parts: Tensor) -> Tensor:
+        a = make(*parts)
+        return (bt.solve(a, b, trans=trans).abs() ** 3).sum() + a.matvec(b).abs().sum()
+
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)(b, *given)
+    expected = loss(b, *given)
+    torch.testing.assert_close(value, expected)
+    got = torch.autograd.grad(value, [b, *given])
+    torch.testing.assert_close(got, torch.autograd.grad(expected, [b, *given]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_graph_takes_a_matrix_from_outside_and_refuses_a_second_derivative() -> None:
+    torch.compiler.reset()
+    make, shapes = CASES["low_rank"]
+    d, u, v = tensors(shapes, torch.float64)
+    b = torch.linspace(1, 2, 5, dtype=torch.float64)
+    compiled = torch.compile(bt.solve, fullgraph=True, backend="eager")
+    for scale in (1.0, 2.0):
+        a = make(d * scale, u, v)
+        x = compiled(a, b)
+        torch.testing.assert_close(x, torch.linalg.solve(a.to_dense(), b))
+    (first,) = torch.autograd.grad(x.pow(3).sum(), d, create_graph=True)
+    with pytest.raises(NotSupportedError, match="differentiated once"):
+        first.sum().backward()

@@ -4,8 +4,8 @@
     x = solve(A, b)                  # dense, sparse COO or CSR; real or complex; batched
     loss(x).backward()               # one adjoint solve with the factor of the forward
 
-Works with `torch.func`, forward-mode derivatives, derivatives of derivatives, and, for dense
-matrices and `spsolve`, `torch.compile(fullgraph=True)`.
+Works with `torch.func`, forward-mode derivatives, derivatives of derivatives, and, for all but sparse
+tensors (there: `spsolve`, `splstsq`), `torch.compile(fullgraph=True)`.
 
 `lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably.
 """

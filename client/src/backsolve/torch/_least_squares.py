@@ -63,10 +63,14 @@ class Problem:
 
     def matrix(self, values: Tensor) -> Matrix:
         """The canonical matrix of `values`, hashed once for the tensor that the forward met."""
-        stamp = (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
-        if self._matrix is None or stamp != self._stamp:
-            self._matrix, self._stamp = Matrix(self.pattern, to_array(values)), stamp
+        if self._matrix is None or _stamp(values) != self._stamp:
+            return self.adopt(values, Matrix(self.pattern, to_array(values)))
         return self._matrix
+
+    def adopt(self, values: Tensor, matrix: Matrix) -> Matrix:
+        """Know `matrix` as that of `values`."""
+        self._matrix, self._stamp = matrix, _stamp(values)
+        return matrix
 
     def minimise(self, values: Tensor, rhs: Tensor) -> Tensor:
         """`G Aᴴ rhs`; no derivative is recorded here."""
@@ -186,6 +190,10 @@ class Normal(torch.autograd.Function):
     def vmap(info: Any, in_dims: Dims, values: Tensor, cotangent: Tensor, problem: Problem) -> tuple[Tensor, int]:
         """One request for the whole mapped dimension."""
         return _folded(info.batch_size, in_dims, values, cotangent, problem, normal), 0
+
+
+def _stamp(values: Tensor) -> tuple[Any, ...]:
+    return (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
 
 
 def minimise(values: Tensor, rhs: Tensor, problem: Problem) -> Tensor:

@@ -61,8 +61,7 @@ def solve(
 
     Args:
         A: `[*batch, n, n]` dense, `[n, n]` sparse COO, CSR or CSC, or a structured matrix of this
-            package such as `LowRankPlusDiagonal`, whose parameters receive the gradient. A structured
-            one not inside `torch.compile`.
+            package such as `LowRankPlusDiagonal`, whose parameters receive the gradient.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's type and device.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
@@ -90,8 +89,6 @@ def solve(
     asked = _options(**options)
     pattern: AnyPattern
     if isinstance(A, Structured):
-        if torch.compiler.is_compiling():
-            raise NotSupportedError("torch.compile cannot hold a structured matrix: solve with it outside the graph")
         values, pattern, b = _inputs.tensor(A.values(), "A"), A.pattern, _inputs.tensor(b, "b")
         _inputs.pair(values, b, "A")
         return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
@@ -198,8 +195,7 @@ def _solve(
     if torch.compiler.is_compiling():
         if return_stats or observe is not None:
             raise InvalidOptionError("return_stats and observe do not work inside torch.compile: a graph holds tensors")
-        sparse = pattern if isinstance(pattern, Pattern) else None
-        x = _compiled.solve(batch.values, batch.rhs, batch.x0, sparse, client, options, timeout, on_failure)
+        x = _compiled.solve(batch.values, batch.rhs, batch.x0, pattern, client, options, timeout, on_failure)
         return batch.restore(x)
     system = System(client or default_client(), pattern, options, timeout, on_failure, observe)
     x = batch.restore(apply(batch.values, batch.rhs, batch.x0, Request(system)))

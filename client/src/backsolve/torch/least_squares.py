@@ -7,12 +7,13 @@ from torch import Tensor
 
 from .._failure import check_choice
 from ..client import Client, default_client
-from ..errors import InvalidPatternError, InvalidShapeError, NotSupportedError
+from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
+from ..options import KINDS, check_names, least_squares_options
 from ..options import SolveOptions as CallOptions
-from ..options import least_squares_options
 from ..pattern import AnyPattern, DensePattern, Pattern
 from ..retry import UNSET, Timeout
 from ..types import OnFailure, Options
+from . import _compiled_least_squares as _compiled
 from . import _inputs, _sparse
 from ._least_squares import Problem, minimise
 from ._request import Observer
@@ -33,7 +34,7 @@ def lstsq(
     A gradient takes one more request (two without damping), a tangent of A up to four, all answered
     with the factor of the forward; `vmap` makes one request of the whole mapped dimension. A
     derivative exists while the rank of A stays what it is; where rounding may have decided the rank,
-    IllConditionedWarning says so. Not inside `torch.compile`.
+    IllConditionedWarning says so. Inside `torch.compile` derivatives are of the first order, in reverse.
 
     Args:
         A: `[*batch, m, n]` dense, of any rank, or `[m, n]` sparse COO, CSR or CSC.
@@ -43,7 +44,8 @@ def lstsq(
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
             "warn" or "nan".
         observe: called as `observe(phase, certificate)` after every request; phase is "solve" where b
-            or a tangent of it was given, "adjoint" where (AᴴA + damp² I)⁺ was applied.
+            or a tangent of it was given, "adjoint" where (AᴴA + damp² I)⁺ was applied. Not inside
+            `torch.compile`.
         options: those of `backsolve.Client.lstsq`: `damp`, `method`, `rcond`, `rtol`, and so on.
 
     Returns:
@@ -55,7 +57,7 @@ def lstsq(
 
     Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973).
     """
-    asked = least_squares_options(**options)
+    asked = _options(**options)
     A, b = _inputs.tensor(A, "A"), _inputs.tensor(b, "b")
     _inputs.pair(A, b, "A")
     pattern: AnyPattern
@@ -63,6 +65,8 @@ def lstsq(
         if A.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, m, n], its shape is {tuple(A.shape)}")
         values, pattern = A, DensePattern((A.shape[-2], A.shape[-1]))
+    elif torch.compiler.is_compiling():
+        raise NotSupportedError("torch.compile cannot hold a sparse tensor: use splstsq(values, pattern, b) there")
     else:
         values, pattern = _sparse.extract(A)
     return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "A")
@@ -94,7 +98,7 @@ def splstsq(
         InvalidPatternError: `pattern` is not a `backsolve.Pattern`.
         BacksolveError: as for `lstsq`.
     """
-    asked = least_squares_options(**options)
+    asked = _options(**options)
     if not isinstance(pattern, Pattern):
         raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
     values, b = _inputs.tensor(values, "values"), _inputs.tensor(b, "b")
@@ -102,6 +106,16 @@ def splstsq(
         raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to lstsq(A, b)")
     _inputs.pair(values, b, "values")
     return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "values")
+
+
+def _options(**given: Unpack[CallOptions]) -> Options:
+    """Checked options; inside a graph, where a number may be symbolic, the operation checks them."""
+    if not torch.compiler.is_compiling():
+        return least_squares_options(**given)
+    check_names(given, KINDS, "lstsq")
+    if given.get("method", "auto") == "auto":
+        given["method"] = "lstsq"
+    return Options(**given)
 
 
 def _solved(
@@ -115,13 +129,16 @@ def _solved(
     observe: Observer | None,
     name: str,
 ) -> Tensor:
-    if torch.compiler.is_compiling():
-        raise NotSupportedError("torch.compile cannot hold least squares: leave the call out of the graph")
     check_choice(on_failure)
     batch = _inputs.batch(values, b, None, pattern.entries, pattern.m, name)
     lead = values.ndim - len(pattern.entries)
     vector = b.ndim == lead + 1
     rhs = batch.rhs.unsqueeze(-1) if vector else batch.rhs
-    problem = Problem(client or default_client(), pattern, options, timeout, on_failure, observe)
-    x = minimise(batch.values, rhs, problem)
+    if torch.compiler.is_compiling():
+        if observe is not None:
+            raise InvalidOptionError("observe does not work inside torch.compile: a graph holds tensors")
+        x = _compiled.minimise(batch.values, rhs, pattern, client, options, timeout, on_failure)
+    else:
+        problem = Problem(client or default_client(), pattern, options, timeout, on_failure, observe)
+        x = minimise(batch.values, rhs, problem)
     return x.reshape(*b.shape[:lead], pattern.n, *(() if vector else b.shape[lead + 1 :]))

@@ -41,7 +41,7 @@ class Structured(ABC):
         return flat
 
     def matvec(self, x: Tensor) -> Tensor:
-        """`A x`, differentiably; `x` is `[n]` or `[n, k]`."""
+        """`A x`, differentiably; `x` is `[n]` or `[n, k]`. Inside `torch.compile` the form for `A @ x`."""
         if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
             raise InvalidShapeError(f"x has shape {tuple(x.shape)}; this matrix has {self.shape[1]} columns")
         columns = x.unsqueeze(-1) if x.ndim == 1 else x
