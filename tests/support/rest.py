@@ -40,6 +40,9 @@ class ToldPlane:
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         return SolveReply(call.b_tangent, CERTIFICATE)
 
+    def at_hand(self, call: SolveCall, context: CallContext, most_bytes: int) -> bool:
+        return False
+
     def require(self, ref: MatrixRef, context: CallContext) -> None:
         pass
 

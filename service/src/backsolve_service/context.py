@@ -11,6 +11,10 @@ from backsolve.errors import CancelledError, DeadlineError
 PUBLIC_TENANT = "public"
 
 
+class WouldWaitError(Exception):
+    """A call that was to be answered at once cannot be: make it again where waiting harms nobody."""
+
+
 def new_request_id() -> str:
     """A request id for callers that sent none."""
     return uuid.uuid4().hex
@@ -26,7 +30,7 @@ class CallContext:
         tenant: cache namespace.
         request_id: appears in log lines and in the text of internal errors.
         cancelled: set by the transport when the caller has gone.
-
+        at_once: the calling thread must not wait: answer on it, or raise `WouldWaitError`.
     """
 
     transport: str
@@ -34,6 +38,7 @@ class CallContext:
     tenant: str = PUBLIC_TENANT
     request_id: str = field(default_factory=new_request_id)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    at_once: bool = False
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod

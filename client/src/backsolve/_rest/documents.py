@@ -31,6 +31,8 @@ from ..types import (
 
 _DEFAULTS = Options()
 
+_CERTIFICATE = tuple(field.name for field in fields(Certificate))
+_TIMINGS = tuple(field.name for field in fields(Timings))
 _FIGURES = ("relative_residual", "backward_error")
 _OPTIONAL_FIGURES = ("condition_estimate", "inverse_norm")
 
@@ -104,9 +106,9 @@ def certificate_to_json(certificate: Certificate, *, elements: bool = True) -> d
         elements: whether the systems of a batch are listed; bulk replies carry them as
             tensors (`elements_to_tensors`), since a header is bounded and a batch is not.
     """
-    document = {field.name: getattr(certificate, field.name) for field in fields(Certificate)}
+    document = {name: getattr(certificate, name) for name in _CERTIFICATE}
     document["status"] = certificate.status.name
-    document["seconds"] = asdict(certificate.seconds)
+    document["seconds"] = {name: getattr(certificate.seconds, name) for name in _TIMINGS}
     for name in _FIGURES:
         document[name] = _to_figure(document[name])
     for name in _OPTIONAL_FIGURES:
@@ -133,10 +135,10 @@ def certificate_from_json(document: Any, tensors: Mapping[str, Array] | None = N
         MalformedError: something is missing or of the wrong kind.
     """
     try:
-        known = {field.name: document[field.name] for field in fields(Certificate) if field.name in document}
+        known = {name: document[name] for name in _CERTIFICATE if name in document}
         known["status"] = Status[known["status"]]
         seconds = known["seconds"]
-        known["seconds"] = Timings(**{field.name: float(seconds.get(field.name, 0.0)) for field in fields(Timings)})
+        known["seconds"] = Timings(**{name: float(seconds.get(name, 0.0)) for name in _TIMINGS})
         for name in _FIGURES:
             known[name] = float(known[name])
         for name in _OPTIONAL_FIGURES:

@@ -126,6 +126,11 @@ class FactorCache(Generic[R]):
             self._shelf.looked_up("matrix", entry)
             return entry
 
+    def at_hand(self, tenant: str, ref: MatrixRef) -> MatrixEntry[R] | None:
+        """The entry of a matrix; counts neither as a lookup nor as a use."""
+        with self._lock:
+            return self._shelf.matrix(tenant, ref)
+
     def factor(self, entry: MatrixEntry[R], spec: FactorSpec) -> R | None:
         """The reference to a factor that is there already; use it only while `entry` is pinned.
 

@@ -1,6 +1,8 @@
 """What each call computes, once it is admitted: checks, the cache, the solve, the gradient."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
 
@@ -21,7 +23,7 @@ from backsolve.types import Holding, Limits, MatrixRef
 
 from ..cache.entries import MatrixEntry
 from ..cache.store import FactorCache
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 from ..engine.operand import Operand
 from ..engine.registry import least_squares
 from ..engine.structure import inspect, inspect_pattern
@@ -56,8 +58,7 @@ class Calls:
     def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
         """Solve `op(A) x = b`."""
         entry = self._entry(call.ref, context)
-        self._telemetry.count("solves")
-        with self._cache.pin(entry) as held:
+        with self._counted("solves"), self._cache.pin(entry) as held:
             rhs = columns(held.operand.matrix, call.rhs, "b")
             x0 = (
                 None
@@ -73,8 +74,7 @@ class Calls:
     def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
         """One adjoint solve; the gradient of the values if it is wanted from here."""
         entry = self._entry(call.ref, context)
-        self._telemetry.count("adjoint_solves")
-        with self._cache.pin(entry) as held:
+        with self._counted("adjoint_solves"), self._cache.pin(entry) as held:
             matrix = held.operand.matrix
             if least_squares(call.options.method):
                 return self._normal(call, held, context)
@@ -113,8 +113,7 @@ class Calls:
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         """One tangent solve."""
         entry = self._entry(call.ref, context)
-        self._telemetry.count("tangent_solves")
-        with self._cache.pin(entry) as held:
+        with self._counted("tangent_solves"), self._cache.pin(entry) as held:
             matrix = held.operand.matrix
             if least_squares(call.options.method):
                 raise InvalidOptionError("the tangent of least squares is made of solves and vjps by the client")
@@ -136,6 +135,19 @@ class Calls:
                 )
             dx, certificate = self._answering.answer("jvp", held, call.options, rhs, None, context)
         return SolveReply(dx.reshape(shape), certificate)
+
+    def at_hand(self, call: SolveCall | VjpCall, context: CallContext, most_bytes: int) -> bool:
+        """Whether everything lies ready for a call that takes about as long as reading so many bytes of a factor."""
+        entry = self._cache.at_hand(context.tenant, call.ref)
+        if entry is None or entry.operand.batch is not None or call.options.condition:
+            return False
+        if isinstance(call, VjpCall):
+            options = replace(call.options, trans=adjoint(call.options.trans)[0])
+            given, has_x0 = call.cotangent, False
+        else:
+            options, given, has_x0 = call.options, call.rhs, call.x0 is not None
+        columns = 1 if given.ndim == 1 else given.shape[-1]
+        return self._answering.at_hand(entry, options, has_x0=has_x0, columns=columns, most_bytes=most_bytes)
 
     def put(self, call: PutCall, context: CallContext) -> MatrixRef:
         """Check, hash and keep a matrix."""
@@ -166,6 +178,17 @@ class Calls:
         structure = inspect(pattern.facts, operand)
         self._cache.add_matrix(pattern, ref.values, operand, structure, time.perf_counter() - started)
         return ref
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Count a call, unless it will be made again."""
+        try:
+            yield
+        except WouldWaitError:
+            self._telemetry.count(name, -1)
+            raise
+        finally:
+            self._telemetry.count(name)
 
     def _entry(self, ref: MatrixRef, context: CallContext) -> MatrixEntry[FactorRef]:
         check_ref(ref)

@@ -29,7 +29,7 @@ from backsolve.types import (
 
 from .. import __version__
 from ..cache.store import FactorCache
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 from ..engine.device import CPU, factor_budget, memory
 from ..engine.registry import methods, preconditioners
 from ..machine import usable_cpus
@@ -141,6 +141,16 @@ class DataPlane:
         given = (call.x, call.b_tangent, call.values_tangent)
         size = sum(a.nbytes for a in given if a is not None)
         return self._request("jvp", context, size, lambda: self._calls.jvp(call, context), _solved_bytes)
+
+    def at_hand(self, call: SolveCall | VjpCall | JvpCall, context: CallContext, most_bytes: int) -> bool:
+        """Whether a call can be answered at once, with a context that is `at_once`; it is not counted.
+
+        Args:
+            call: with a cached factor, whose worker sleeps.
+            context: of the call.
+            most_bytes: of the factor times columns, and of the matrix; about 10 GB are read in a second.
+        """
+        return not isinstance(call, JvpCall) and self._calls.at_hand(call, context, most_bytes)
 
     def put(self, call: PutCall, context: CallContext) -> MatrixRef:
         """Keep a matrix under the digests of what was received, which become this plane's own.
@@ -279,7 +289,8 @@ class DataPlane:
     ) -> T:
         """Run one call between its beginning and its end, which are counted whatever happens."""
         started = time.perf_counter()
-        code, replied = OK, 0
+        code: str | None = OK
+        replied = 0
         with self._lock:
             self._inflight += 1
         try:
@@ -294,6 +305,9 @@ class DataPlane:
                 reply = answer()
             replied = size(reply)
             return reply
+        except WouldWaitError:
+            code = None
+            raise
         except BaseException as error:
             code = error.code.name if isinstance(error, BacksolveError) else ErrorCode.INTERNAL.name
             setattr(error, _COUNTED, True)
@@ -301,15 +315,16 @@ class DataPlane:
         finally:
             with self._lock:
                 self._inflight -= 1
-            self.telemetry.request(
-                op,
-                context.transport,
-                code,
-                time.perf_counter() - started,
-                request_bytes=nbytes,
-                response_bytes=replied,
-                request_id=context.request_id,
-            )
+            if code is not None:
+                self.telemetry.request(
+                    op,
+                    context.transport,
+                    code,
+                    time.perf_counter() - started,
+                    request_bytes=nbytes,
+                    response_bytes=replied,
+                    request_id=context.request_id,
+                )
 
     def _bind_gauges(self) -> None:
         observer = self.telemetry

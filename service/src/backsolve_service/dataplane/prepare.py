@@ -20,7 +20,7 @@ from backsolve.types import Options
 from ..cache.entries import MatrixEntry, PatternEntry
 from ..cache.flight import Order
 from ..cache.store import FactorCache, Found
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 from ..engine.base import FactorSpec, Symbolic
 from ..engine.device import CPU
 from ..engine.faults import systems
@@ -106,6 +106,7 @@ class Preparer:
             SingularMatrixError, NotPositiveDefiniteError: the matrix has no such factor.
             DeadlineError, CancelledError, MemoryBudgetError, QueueFullError: not now.
             DeviceOutOfMemoryError: the device has no room, and the method cannot do without it.
+            WouldWaitError: `context` must not wait, and there is something to build.
         """
         if options.method in self._unfit:
             raise NotSupportedError(
@@ -131,6 +132,14 @@ class Preparer:
         if options.reuse is not None and not prepared.factor_hit:
             self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
         return prepared
+
+    def at_hand(self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool) -> FactorRef | None:
+        """The factor that `prepare` would find without building or waiting; None: it might have to."""
+        if options.reuse is not None or options.recycle is not None:
+            return None
+        choice = self._chosen.get(entry, {}).get((options, has_x0))
+        held = None if choice is None else entry.factors.get(choice.spec)
+        return None if held is None or held.away else held.ref
 
     def substitute(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:
         """The factor of another choice than the first, for a matrix that the first could not solve.
@@ -219,6 +228,8 @@ class Preparer:
         held = self._cache.factor(entry, choice.spec)
         if held is not None:
             return Prepared(held, choice, True, True, 0.0, 0.0, 0.0, choice.spec)
+        if context.at_once:
+            raise WouldWaitError
         symbolic = self._cache.get_symbolic(
             entry.pattern,
             choice.spec.analysis,

@@ -65,6 +65,16 @@ class Answering:
         self._telemetry = telemetry
         self._instance = instance
 
+    def at_hand(
+        self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool, columns: int, most_bytes: int
+    ) -> bool:
+        """Whether a direct factor of at most so many bytes, times columns, is there, and its worker sleeps."""
+        ref = self._preparer.at_hand(entry, options, has_x0=has_x0)
+        if ref is None or not ref.direct:
+            return False
+        size = entry.operand.nbytes + ref.nbytes * max(columns, 1)
+        return size <= most_bytes and ref.worker.asleep
+
     def answer(
         self,
         op: str,

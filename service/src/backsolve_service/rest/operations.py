@@ -1,10 +1,11 @@
 """What each computing route does with a body: read it as a call, run the call, write the reply.
 
-Everything here runs on a worker thread; nothing runs on the event loop.
+Everything here runs on a worker thread, but for small calls whose factor lies ready: those are read and
+answered on the event loop, since handing them over would take longer than they do.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar, final
 
 import numpy as np
@@ -23,7 +24,7 @@ from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, 
 from backsolve.errors import NeedMatrixError, NeedValuesError, PayloadTooLargeError
 from backsolve.types import MatrixRef, Status
 
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 from . import people
 from .exchange import Reply
 from .media import JSON
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 Call = TypeVar("Call", SolveCall, VjpCall, JvpCall)
 Answer = TypeVar("Answer", SolveReply, VjpReply)
-
-Job = Callable[["DataPlane", "Request"], Reply]
 
 
 @final
@@ -71,6 +70,20 @@ class Operation(Generic[Call, Answer]):
 
     def __call__(self, plane: "DataPlane", request: Request) -> Reply:
         """Read, run, write."""
+        return self._replied(plane, request, *self._read(request))
+
+    def at_once(self, plane: "DataPlane", request: Request, most_bytes: int) -> Reply | None:
+        """The reply, if that takes no longer than reading so many bytes of a factor; None: call it on a thread."""
+        call, put = self._read(request)
+        if put is not None or not plane.at_hand(call, request.context, most_bytes):
+            return None
+        hurried = replace(request, context=replace(request.context, at_once=True))
+        try:
+            return self._replied(plane, hurried, call, put)
+        except WouldWaitError:
+            return None
+
+    def _read(self, request: Request) -> tuple[Call, PutCall | None]:
         if request.source == JSON:
             if request.body.size > people.MAX_BYTES:
                 raise PayloadTooLargeError(
@@ -78,9 +91,10 @@ class Operation(Generic[Call, Answer]):
                     limit=people.MAX_BYTES,
                     size=request.body.size,
                 )
-            call, put = self.read_json(request.body)
-        else:
-            call, put = self.read_bulk(decode(request.body)), None
+            return self.read_json(request.body)
+        return self.read_bulk(decode(request.body)), None
+
+    def _replied(self, plane: "DataPlane", request: Request, call: Call, put: PutCall | None) -> Reply:
         answer = self._answer(plane, call, put, request.context)
         status = answer.certificate.status
         if request.strict and status is not Status.OK:
@@ -108,6 +122,9 @@ def _refusal(status: Status, answer: SolveReply | VjpReply, request_id: str) -> 
     problem = make_problem(status.name, 422, status.advice, request_id, certificate=certificate)
     return Reply(problem.status, PROBLEM_TYPE, (problem.body,), problem.headers)
 
+
+Job = Operation[SolveCall, SolveReply] | Operation[VjpCall, VjpReply] | Operation[JvpCall, SolveReply]
+"""Any computing route."""
 
 SOLVE = Operation(
     read_solve,

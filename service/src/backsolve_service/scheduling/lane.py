@@ -82,6 +82,11 @@ class Lane:
         """Jobs that wait or run."""
         return len(self._queue) + self._busy
 
+    @property
+    def asleep(self) -> bool:
+        """Nothing waits, nothing runs: `lend` would succeed now."""
+        return self._asleep and not self._closed
+
     def post(self, job: Job) -> None:
         """Queue a job."""
         with self._mutex:

@@ -14,7 +14,7 @@ from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
 from ..cache.flight import Made, Order
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
 from ..engine.device import CPU
 from ..engine.operand import Operand
@@ -232,14 +232,16 @@ class Scheduler:
             DeadlineError, CancelledError: of `context`.
             InvalidShapeError: `rhs` does not have the factor's rows.
             BacksolveError: what the solve raised.
+            WouldWaitError: `context` must not wait, and the worker does not sleep.
         """
         n = ref.n if ref.m is None or controls.cotangent else ref.m
         rows = (n,) if ref.batch is None else (ref.batch, n)
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead)
-        small = ref.anywhere and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
-        return self._ask(ref.worker, job, job.ticket, context, at_once=small and instead is None)
+        # A thread that must not wait is one of the service's own, on which no caller sets any mode.
+        here = (ref.anywhere or context.at_once) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
+        return self._ask(ref.worker, job, job.ticket, context, at_once=here and instead is None)
 
     def free(self, ref: FactorRef) -> None:
         """Let a factor go, on its worker; returns at once."""
@@ -269,7 +271,9 @@ class Scheduler:
 
     def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False) -> T:
         context.check()
-        self._enter(worker, job, id(context), at_once=at_once)
+        if context.at_once and not at_once:
+            raise WouldWaitError
+        self._enter(worker, job, id(context), at_once=at_once, or_never=context.at_once)
         try:
             return ticket.wait(context)
         except BaseException as error:
@@ -283,11 +287,15 @@ class Scheduler:
         future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
         return future
 
-    def _enter(self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False) -> None:
+    def _enter(
+        self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False, or_never: bool = False
+    ) -> None:
         self._backlog.enter(job.nbytes, call)
         if at_once and worker.lend(job):
             return
         try:
+            if or_never:
+                raise WouldWaitError
             worker.post(job)
         except BaseException:
             self._backlog.withdrawn(job.nbytes)

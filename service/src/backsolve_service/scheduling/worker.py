@@ -95,6 +95,11 @@ class Worker(ABC):
     def load(self) -> tuple[int, int]:
         """(jobs that wait or run, bytes of factors): the least loaded worker gets the next build."""
 
+    @property
+    def asleep(self) -> bool:
+        """Whether `lend` would succeed now."""
+        return False
+
     @abstractmethod
     def post(self, job: Job) -> None:
         """Queue a job that the backlog has admitted.
@@ -180,6 +185,11 @@ class ThreadWorker(Worker):
     def load(self) -> tuple[int, int]:
         """(jobs that wait or run, bytes of factors)."""
         return (self._lane.jobs, self._held_bytes)
+
+    @property
+    def asleep(self) -> bool:
+        """Its thread sleeps."""
+        return self._lane.asleep
 
     def post(self, job: Job) -> None:
         """Queue a job."""
