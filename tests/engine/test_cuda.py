@@ -71,7 +71,7 @@ def close(actual: np.ndarray, a: np.ndarray, b: np.ndarray, trans: str, dtype: s
 @each_dtype
 def test_the_factor_lies_on_the_device(method: str, dtype: str):
     made = factor(method, array(kind(method), dtype))
-    held = made.lu if method == "lu" else made.lower
+    held = made.form.lu if method == "lu" else made.form.lower
     assert held.device.type == DEVICE
 
 

@@ -65,7 +65,7 @@ def test_ldl_solves_a_batch_with_one_singular_system(structure, trans):
 def test_ldl_of_a_saddle_point_needs_pivots_of_two_rows():
     """Zeros on the whole diagonal: LDL without pivoting has nothing to divide by."""
     made = factor_of("ldl", matrix("dense", array("saddle", "float64")))
-    assert (made.pivots < 0).any()
+    assert (made.form.pivots < 0).any()
 
 
 def test_qr_names_a_dependent_column():

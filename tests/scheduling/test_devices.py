@@ -21,20 +21,20 @@ DEVICE = "cpu:0"
 
 FAILING = """
 import pathlib
-import backsolve_service.engine.direct.lu as lu
+import backsolve_service.engine.direct.dense_factor as dense_factor
 
-solve = lu._solve
+solve = dense_factor._solve
 
 
 def failing(*arguments):
     mark = pathlib.Path({mark!r})
-    mark.with_suffix(".place").write_text(arguments[4])
+    mark.with_suffix(".place").write_text(arguments[3])
     if mark.exists():
         raise RuntimeError("CUDA error: " + mark.read_text())
     return solve(*arguments)
 
 
-lu._solve = failing
+dense_factor._solve = failing
 """
 """Run at the start of a worker's process: its solves fail as a broken device's do while a file is there, and tell on
 which device they ran in another."""

@@ -18,7 +18,6 @@ from backsolve.types import Array, Status, Trans
 
 from ..base import Outcome, Symbolic
 from ..operand import Operand
-from .condition import condition_number, inverse_norm
 
 MAX_COLUMNS = 128
 """Blocks gain up to here: 128 columns cost 0.02 of 128 single solves at n = 1000."""
@@ -92,11 +91,3 @@ def outcome(x: Array, statuses: tuple[Status, ...], batched: bool) -> Outcome:
         if bad:
             x[bad] = np.nan
     return Outcome(x, statuses, (0,) * len(statuses))
-
-
-def condition_estimate(operand: Operand, solve: Callable[[Array, Trans], Array]) -> float | None:
-    """1-norm condition number of a single matrix; None for a batch, or when n is 0."""
-    if operand.batch is not None or operand.n == 0:
-        return None
-    inverse = inverse_norm(lambda v: solve(v, "N"), lambda v: solve(v, "H"), operand.n, operand.dtype)
-    return condition_number(operand.norms[0][0], inverse)

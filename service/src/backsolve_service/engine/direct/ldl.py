@@ -12,60 +12,39 @@ import torch
 
 from backsolve.errors import InvalidOptionError, InvalidPatternError
 from backsolve.pattern import AnyPattern, DensePattern
-from backsolve.types import Array, Status, Trans
+from backsolve.types import Status
 
-from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
-from ..faults import finite_statuses, record, singular
+from ..base import Factor, FactorSpec, Solver, Symbolic
+from ..device import CPU
+from ..faults import finite_statuses
 from ..operand import Operand
 from ..structure import hermitian_systems
-from .dense import (
-    MAX_COLUMNS,
-    DenseSymbolic,
-    condition_estimate,
-    conjugating_solve,
-    memory_guard,
-    outcome,
-    values_tensor,
-)
+from .dense import DenseSymbolic, memory_guard, values_tensor
+from .dense_factor import Form, dense_factor, record_zero_pivots
 from .mixed import factorize_mixed, is_mixed
-
-_CPU = "cpu"
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class LdlFactor(Factor):
-    """`P A Pᵀ = L D Lᴴ` (`L D Lᵀ`) of one matrix or of each of a batch; D has blocks of one and two rows.
+class Factored(Form):
+    """`P A Pᵀ = L D Lᴴ` (`L D Lᵀ`), stored as a full square; D has blocks of one and two rows.
 
     Attributes:
         hermitian: A = Aᴴ; if not, A = Aᵀ is complex.
     """
 
-    operand: Operand
     ld: torch.Tensor
     pivots: torch.Tensor
     hermitian: bool
-    statuses: tuple[Status, ...]
-    estimate: float | None
 
-    direct = True
-    max_columns = MAX_COLUMNS
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of L and D, stored as a full square, and of the pivots."""
-        return self.ld.nbytes + self.pivots.nbytes
-
-    @property
-    def condition(self) -> float | None:
-        """1-norm condition number, estimated when the factor was made; None for a batch."""
-        return self.estimate
-
-    def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
-        """Two triangular sweeps and one with D, the same for each `trans`."""
-        del controls
-        x = _solve(self.ld, self.pivots, self.hermitian, rhs, trans, self.operand)
-        return outcome(x, self.statuses, self.operand.batch is not None)
+    def solve(self, b: torch.Tensor, *, adjoint: bool) -> torch.Tensor:
+        """Two triangular sweeps and one with D."""
+        if self.hermitian or not adjoint:
+            x: torch.Tensor = torch.linalg.ldl_solve(self.ld, self.pivots, b, hermitian=self.hermitian)
+            return x
+        # Aᴴ is the conjugate of A.
+        y: torch.Tensor = torch.linalg.ldl_solve(self.ld, self.pivots, b.conj().resolve_conj(), hermitian=False)
+        return y.conj().resolve_conj()
 
 
 @final
@@ -97,14 +76,10 @@ class Ldl(Solver):
             return factorize_mixed(self, symbolic, operand, spec, symmetric=True)
         statuses = finite_statuses(operand)
         hermitian = _hermitian(operand, statuses)
-        with memory_guard(_CPU):
-            ld, pivots, info = torch.linalg.ldl_factor_ex(values_tensor(operand, statuses, _CPU), hermitian=hermitian)
-        # LAPACK counts from 1: the first block of D that is exactly zero.
-        for index, column in enumerate(info.reshape(-1).tolist()):
-            if column:
-                statuses[index] = record(operand, singular(column - 1))
-        estimate = condition_estimate(operand, lambda v, trans: _solve(ld, pivots, hermitian, v, trans, operand))
-        return LdlFactor(operand, ld, pivots, hermitian, tuple(statuses), estimate)
+        with memory_guard(CPU):
+            ld, pivots, info = torch.linalg.ldl_factor_ex(values_tensor(operand, statuses, CPU), hermitian=hermitian)
+        record_zero_pivots(operand, statuses, info)
+        return dense_factor(operand, CPU, Factored(ld, pivots, hermitian), statuses)
 
 
 def _hermitian(operand: Operand, statuses: list[Status]) -> bool:
@@ -119,17 +94,3 @@ def _hermitian(operand: Operand, statuses: list[Status]) -> bool:
         option="method",
         method="ldl",
     )
-
-
-def _solve(
-    ld: torch.Tensor, pivots: torch.Tensor, hermitian: bool, rhs: Array, trans: Trans, operand: Operand
-) -> Array:
-    def backend(b: torch.Tensor, adjoint: bool) -> torch.Tensor:
-        if hermitian or not adjoint:
-            x: torch.Tensor = torch.linalg.ldl_solve(ld, pivots, b, hermitian=hermitian)
-            return x
-        # Aᴴ is the conjugate of A.
-        y: torch.Tensor = torch.linalg.ldl_solve(ld, pivots, b.conj().resolve_conj(), hermitian=False)
-        return y.conj().resolve_conj()
-
-    return conjugating_solve(backend, rhs, trans, _CPU, operand.dtype)

@@ -3,29 +3,21 @@
 Backward stable whatever the matrix, with no growth of elements as in LU; four times LU's time.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 
 from backsolve.errors import InvalidPatternError, SingularMatrixError
 from backsolve.pattern import AnyPattern, DensePattern
-from backsolve.types import Array, Status, Trans
+from backsolve.types import Status
 
-from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
-from ..device import CPU
+from ..base import Factor, FactorSpec, Solver, Symbolic
 from ..faults import finite_statuses, record
 from ..operand import Operand
 from ..tolerance import epsilon
-from .dense import (
-    MAX_COLUMNS,
-    DenseSymbolic,
-    condition_estimate,
-    conjugating_solve,
-    memory_guard,
-    outcome,
-    values_tensor,
-)
+from .dense import DenseSymbolic, memory_guard, values_tensor
+from .dense_factor import Form, dense_factor
 
 _ROUNDINGS = 4.0
 """A column whose part beyond the earlier ones is within so many roundings of nothing depends on them."""
@@ -33,45 +25,19 @@ _ROUNDINGS = 4.0
 
 @final
 @dataclass(frozen=True, eq=False)
-class QrFactor(Factor):
-    """`A = Q R` of one matrix or of each of a batch."""
+class Factored(Form):
+    """`A = Q R`, two full squares."""
 
-    operand: Operand
-    device: str
     q: torch.Tensor
     r: torch.Tensor
-    statuses: tuple[Status, ...]
-    estimate: float | None
 
-    direct = True
-    movable = True
-    max_columns = MAX_COLUMNS
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of Q and R, two full squares."""
-        return self.q.nbytes + self.r.nbytes
-
-    @property
-    def device_nbytes(self) -> int:
-        """All of them, where they are not on the CPU."""
-        return 0 if self.device == CPU else self.nbytes
-
-    def moved(self, device: str) -> "QrFactor":
-        """The same factor on another device, bit for bit."""
-        with memory_guard(device):
-            return replace(self, device=device, q=self.q.to(device), r=self.r.to(device))
-
-    @property
-    def condition(self) -> float | None:
-        """1-norm condition number, estimated when the factor was made; None for a batch."""
-        return self.estimate
-
-    def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
-        """A product with Q and a triangular sweep, the same for each `trans`."""
-        del controls
-        x = _solve(self.q, self.r, rhs, trans, self.device, self.operand)
-        return outcome(x, self.statuses, self.operand.batch is not None)
+    def solve(self, b: torch.Tensor, *, adjoint: bool) -> torch.Tensor:
+        """A product with Q and a triangular sweep."""
+        if adjoint:
+            y: torch.Tensor = self.q @ torch.linalg.solve_triangular(self.r.mH, b, upper=False)
+            return y
+        x: torch.Tensor = torch.linalg.solve_triangular(self.r, self.q.mH @ b, upper=True)
+        return x
 
 
 @final
@@ -120,8 +86,7 @@ class Qr(Solver):
         for index, column in enumerate(_dependent(r, epsilon(operand.dtype))):
             if column < operand.n and statuses[index] is Status.OK:
                 statuses[index] = record(operand, _singular(column))
-        estimate = condition_estimate(operand, lambda v, trans: _solve(q, r, v, trans, spec.device, operand))
-        return QrFactor(operand, spec.device, q, r, tuple(statuses), estimate)
+        return dense_factor(operand, spec.device, Factored(q, r), statuses)
 
 
 def _dependent(r: torch.Tensor, rounding: float) -> list[int]:
@@ -143,14 +108,3 @@ def _singular(column: int) -> SingularMatrixError:
         kind="numeric",
         column=column,
     )
-
-
-def _solve(q: torch.Tensor, r: torch.Tensor, rhs: Array, trans: Trans, device: str, operand: Operand) -> Array:
-    def backend(b: torch.Tensor, adjoint: bool) -> torch.Tensor:
-        if adjoint:
-            y: torch.Tensor = q @ torch.linalg.solve_triangular(r.mH, b, upper=False)
-            return y
-        x: torch.Tensor = torch.linalg.solve_triangular(r, q.mH @ b, upper=True)
-        return x
-
-    return conjugating_solve(backend, rhs, trans, device, operand.dtype)
