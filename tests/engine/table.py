@@ -120,9 +120,9 @@ EVERY = (
 
 
 def absent(method):
-    """Why a method cannot be tried here, or None: a model stands in for what has a probe."""
+    """Why a method cannot be tried here, or None: a model stands in for what needs a device."""
     row = ROWS[method]
-    if row.requires is None or row.probe is not None or find_spec(row.requires) is not None:
+    if row.requires is None or row.only_cuda or find_spec(row.requires) is not None:
         return None
     return f"the package {row.requires} of the extra {row.extra!r} is not installed"
 

@@ -32,6 +32,7 @@ NAMES = {
     "cache_evictions": ("counter", {"reason"}),
     "factorizations": ("counter", {"method"}),
     "worker_restarts": ("counter", {"reason"}),
+    "pivots_reused": ("counter", {"result"}),
     "bytes_not_sent": ("counter", set()),
     "device_memory_bytes": ("gauge", {"kind"}),
     "build_info": ("gauge", {"version", "python", "torch"}),
@@ -48,6 +49,7 @@ def fill(observer: Observer) -> None:
     observer.lookup("factor", "coalesced")
     observer.evicted("budget", 3)
     observer.factorized("superlu")
+    observer.factorized("klu", "kept")
     observer.restarted("crash")
     observer.bytes_not_sent(4096)
     observer.bind("inflight_requests", lambda: 2)
@@ -96,6 +98,9 @@ def test_every_name_with_its_type_and_labels(wrap):
         ("cache_lookups_total", {"level": "factor", "result": "hit"}, 0),
         ("cache_evictions_total", {"reason": "budget"}, 3),
         ("factorizations_total", {"method": "superlu"}, 1),
+        ("factorizations_total", {"method": "klu"}, 1),
+        ("pivots_reused_total", {"result": "kept"}, 1),
+        ("pivots_reused_total", {"result": "refused"}, 0),
         ("worker_restarts_total", {"reason": "crash"}, 1),
         ("worker_restarts_total", {"reason": "stuck"}, 0),
         ("bytes_not_sent_total", {}, 4096),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import IO, Any, final
 
+from .engine.base import Pivots
 from .observer import Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 ACCESS = "backsolve_service.access"
@@ -125,9 +126,9 @@ class AccessLog(Observer):
         """Pass on."""
         self._inner.evicted(reason, count)
 
-    def factorized(self, method: str) -> None:
+    def factorized(self, method: str, pivots: Pivots = "new") -> None:
         """Pass on."""
-        self._inner.factorized(method)
+        self._inner.factorized(method, pivots)
 
     def restarted(self, reason: Restart) -> None:
         """Pass on."""

@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .engine.base import Pivots
 from .observer import GAUGE_LABELS, Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 NAMESPACE = "backsolve"
@@ -107,6 +108,9 @@ class Metrics(Observer):
         )
         self._not_converged = self._counter("not_converged", "Solves whose answer missed the tolerance.")
         self._factorizations = self._counter("factorizations", "Matrices factorized.", ("method",))
+        self._pivots = self._counter(
+            "pivots_reused", "Factorizations that tried the pivots of older values, and what came of it.", ("result",)
+        )
         self._lookups = self._counter("cache_lookups", "Questions to the cache.", ("level", "result"))
         self._evictions = self._counter("cache_evictions", "Entries dropped from the cache.", ("reason",))
         self._restarts = self._counter(
@@ -117,6 +121,8 @@ class Metrics(Observer):
         # A series that is born at its first event has no rate for that event.
         for name in get_args(Phase):
             self._phases.labels(name)
+        for result in ("kept", "refused"):
+            self._pivots.labels(result)
         for reason in get_args(Restart):
             self._restarts.labels(reason)
         for level in get_args(Level):
@@ -172,9 +178,11 @@ class Metrics(Observer):
         """Count evictions."""
         self._evictions.labels(reason).inc(count)
 
-    def factorized(self, method: str) -> None:
+    def factorized(self, method: str, pivots: Pivots = "new") -> None:
         """Count a factorization."""
         self._factorizations.labels(method).inc()
+        if pivots != "new":
+            self._pivots.labels(pivots).inc()
 
     def restarted(self, reason: Restart) -> None:
         """Count a restart."""

@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal, final
 
+from .engine.base import Pivots
+
 Phase = Literal["hash", "analyze", "factor", "solve"]
 Level = Literal["pattern", "matrix", "symbolic", "factor"]
 Lookup = Literal["hit", "miss", "coalesced"]
 Restart = Literal["crash", "stuck", "device"]
+
 Gauge = Literal["inflight_requests", "queue_depth", "cache_bytes", "cache_entries", "device_memory_bytes"]
 
 OK = "OK"
@@ -86,8 +89,8 @@ class Observer(ABC):
         """The cache dropped entries; `reason` is one of few words ("budget", "released", ...)."""
 
     @abstractmethod
-    def factorized(self, method: str) -> None:
-        """A matrix was factorized."""
+    def factorized(self, method: str, pivots: Pivots = "new") -> None:
+        """A matrix was factorized; `pivots` as `Factor.pivoting` has it."""
 
     @abstractmethod
     def restarted(self, reason: Restart) -> None:
@@ -137,7 +140,7 @@ class Silent(Observer):
     def evicted(self, reason: str, count: int = 1) -> None:
         """Forget."""
 
-    def factorized(self, method: str) -> None:
+    def factorized(self, method: str, pivots: Pivots = "new") -> None:
         """Forget."""
 
     def restarted(self, reason: Restart) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import final
 
+from ..engine.base import Pivots
 from ..observer import Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 _PLURAL: Mapping[Lookup, str] = {"hit": "hits", "miss": "misses", "coalesced": "coalesced"}
@@ -16,6 +17,8 @@ _TOTALS = (
     "columns",
     "blocks",
     "factorizations",
+    "pivots_kept",
+    "pivots_refused",
     "analyses",
     "uploads",
     "need_matrix",
@@ -98,10 +101,12 @@ class Telemetry(Observer):
         self.count("evictions", count)
         self._observer.evicted(reason, count)
 
-    def factorized(self, method: str) -> None:
-        """A matrix was factorized."""
+    def factorized(self, method: str, pivots: Pivots = "new") -> None:
+        """A matrix was factorized; pivots that were taken over are counted with it, and those that were refused."""
         self.count("factorizations")
-        self._observer.factorized(method)
+        if pivots != "new":
+            self.count(f"pivots_{pivots}")
+        self._observer.factorized(method, pivots)
 
     def restarted(self, reason: Restart) -> None:
         """A worker process was started in place of a lost one."""

@@ -7,7 +7,7 @@ values add (`Factor`), and what one solve gives (`Outcome`). Classes are abstrac
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from backsolve.errors import InvalidPatternError
 from backsolve.pattern import AnyPattern
@@ -47,6 +47,11 @@ class FactorSpec:
     def analysis(self) -> tuple[str | None, ...]:
         """What of the spec decides the `Symbolic` of a pattern: its key beside the pattern."""
         return (self.method, self.ordering, self.device, self.nullspace)
+
+
+Pivots = Literal["new", "kept", "refused"]
+"""Where a factor's pivots come from: chosen for its values; taken over from other values on the pattern, and
+proved; or chosen after those of other values had been tried and were not good enough."""
 
 
 def never() -> bool:
@@ -167,6 +172,11 @@ class Factor(ABC):
     def note(self) -> str | None:
         """What the caller should know of this factor: said after the reason in the certificate."""
         return None
+
+    @property
+    def pivoting(self) -> Pivots:
+        """Where its pivots come from."""
+        return "new"
 
     @property
     def device_nbytes(self) -> int:

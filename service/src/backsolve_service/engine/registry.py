@@ -145,7 +145,16 @@ ROWS: Mapping[str, Row] = {
         "direct.rslab:RslabLdl", _CSR, "transpose", _DIRECT, home="process", requires="rslab", extra="rslab"
     ),
     "rslab_klu": Row("direct.rslab:RslabKlu", _CSR, "square", _DIRECT, home="process", requires="rslab", extra="rslab"),
-    "klu": Row("direct.klu:Klu", _CSR, "square", _DIRECT, wide=True, home="process", requires="nbklu", extra="klu"),
+    "klu": Row(
+        "direct.klu.solver:Klu",
+        _CSR,
+        "square",
+        _DIRECT,
+        wide=True,
+        requires="nbklu",
+        probe="direct.klu.library:usable",
+        extra="klu",
+    ),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,
@@ -247,6 +256,11 @@ def check_installed(kind: str, name: str, row: Row | PreconditionerRow) -> None:
         NotSupportedError: with the command that installs it.
     """
     if not _installed(row):
+        if isinstance(row, Row) and row.probe is not None and row.requires is not None and _importable(row.requires):
+            raise NotSupportedError(
+                f"{kind} {name!r} cannot use the version of {row.requires!r} that is installed where the solve would "
+                f"run: pip install --upgrade 'backsolve-service[{row.extra}]' there, or use another method"
+            )
         raise NotSupportedError(
             f"{kind} {name!r} needs the package {row.requires!r}, which is not installed where the solve would run: "
             f"pip install 'backsolve-service[{row.extra}]' there"

@@ -123,7 +123,7 @@ class Server:
         operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
         factor = solver_for(request.spec).factorize(symbolic, operand, request.spec)
         self._factors[request.factor] = factor
-        told = (factor.device_nbytes, factor.movable, factor.direct, factor.max_columns, factor.note)
+        told = (factor.device_nbytes, factor.movable, factor.direct, factor.max_columns, factor.note, factor.pivoting)
         return Factored(_held(factor), *told)
 
     def _solve(self, request: Solve, arrays: list[Array]) -> tuple[Answered, list[list[Array]]]:

@@ -11,7 +11,7 @@ from backsolve.pattern import DensePattern, StructuredPattern
 from backsolve.types import Trans
 
 from ..engine.answer import Answer
-from ..engine.base import Controls, FactorSpec
+from ..engine.base import Controls, FactorSpec, Pivots
 
 
 @final
@@ -77,6 +77,7 @@ class Factored:
     direct: bool
     max_columns: int
     note: str | None
+    pivots: Pivots
 
 
 @final

@@ -189,6 +189,7 @@ class ProcessWorker(Worker):
             note=made.note,
             device_nbytes=made.device_nbytes,
             movable=made.movable,
+            pivots=made.pivots,
         )
 
     def answer(

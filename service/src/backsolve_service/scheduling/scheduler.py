@@ -199,7 +199,7 @@ class Scheduler:
 
         def work() -> FactorRef:
             ref = worker.factorize(symbolic, operand, spec, order.wanted)
-            self._observer.factorized(spec.method)
+            self._observer.factorized(spec.method, ref.pivots)
             return ref
 
         self._order(worker, Task(work, order), order)
@@ -335,7 +335,7 @@ class Scheduler:
     ) -> Task[FactorRef]:
         def work() -> FactorRef:
             ref = worker.keep(job(), spec)
-            self._observer.factorized(spec.method)
+            self._observer.factorized(spec.method, ref.pivots)
             return ref
 
         return Task(work, promise, nbytes)

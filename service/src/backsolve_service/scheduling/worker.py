@@ -17,7 +17,7 @@ from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
 from ..engine.answer import Answer, answer
-from ..engine.base import Controls, Factor, FactorSpec, Symbolic
+from ..engine.base import Controls, Factor, FactorSpec, Pivots, Symbolic
 from ..engine.operand import Operand
 from ..engine.precond.stale import preconditioned
 from ..engine.restricted import solver_for
@@ -58,6 +58,7 @@ class FactorRef:
         device_nbytes: those of `nbytes` that lie on a device when it is built.
         movable: its numbers can be copied to the host and back.
         anywhere: any thread of this process may solve with it.
+        pivots: where its pivots come from.
     """
 
     worker: "Worker"
@@ -74,6 +75,7 @@ class FactorRef:
     device_nbytes: int = 0
     movable: bool = False
     anywhere: bool = False
+    pivots: Pivots = "new"
 
     @property
     def precision(self) -> str:
@@ -231,6 +233,7 @@ class ThreadWorker(Worker):
             m=operand.m,
             note=factor.note,
             anywhere=factor.anywhere,
+            pivots=factor.pivoting,
         )
 
     def answer(
