@@ -77,6 +77,90 @@ def test_vjp_and_jvp(port: int) -> None:
     np.testing.assert_allclose(A @ pushed["x"], g, rtol=1e-13)
 
 
+STRUCTURED = {
+    "low_rank": ([3, 1], {"d": [2.0, 3.0, 4.0], "U": [[1.0], [1.0], [0.5]], "V": [[1.0], [0.0], [2.0]]}),
+    "kronecker": ([1, 3], {"A1": [[2.0]], "A2": A.tolist()}),
+    "circulant": ([3], {"c": [4.0, 1.0, -0.5]}),
+    "toeplitz": ([3], {"t": [0.5, 1.0, 4.0, -1.0, 2.0]}),
+}
+
+
+def entries_of(kind: str, parameters: dict) -> np.ndarray:
+    """The dense matrix, by definition."""
+    p = {name: np.array(value) for name, value in parameters.items()}
+    if kind == "low_rank":
+        return np.diag(p["d"]) + p["U"] @ p["V"].conj().T
+    if kind == "kronecker":
+        return np.kron(p["A1"], p["A2"])
+    if kind == "circulant":
+        return np.array([[p["c"][(i - j) % 3] for j in range(3)] for i in range(3)])
+    return np.array([[p["t"][i - j + 2] for j in range(3)] for i in range(3)])
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_a_structured_matrix_is_written_by_its_parameters(port: int, kind: str) -> None:
+    dims, parameters = STRUCTURED[kind]
+    full = entries_of(kind, parameters)
+    matrix = {"kind": kind, "dims": dims, "parameters": parameters}
+    reply = ask_json(port, "/v1/solve", {"matrix": matrix, "b": B.tolist()}).json()
+    np.testing.assert_allclose(full @ reply["x"], B, rtol=1e-12, atol=1e-12)
+    uploaded = ask_json(port, "/v1/matrices", matrix).json()
+    assert (uploaded["ref"], uploaded["layout"], uploaded["shape"]) == (reply["ref"], "structured", [3, 3])
+    g = [0.25, -1.0, 2.0]
+    document = {"matrix": {"ref": reply["ref"]}, "cotangent": g, "want": ["b", "values"], "x": reply["x"]}
+    pulled = ask_json(port, "/v1/vjp", document).json()
+    np.testing.assert_allclose(full.T @ pulled["b"], g, rtol=1e-12, atol=1e-12)
+    # Along any direction of the parameters: ⟨gradient, dθ⟩ = ⟨g, dx⟩.
+    direction = np.random.default_rng(440_918_207).standard_normal(len(pulled["values"])).tolist()
+    moved = ask_json(port, "/v1/jvp", {"matrix": matrix, "x": reply["x"], "values_tangent": direction}).json()
+    assert np.dot(pulled["values"], direction) == pytest.approx(np.dot(g, moved["x"]), rel=1e-10)
+
+
+def test_a_batch_of_structured_matrices_and_complex_ones(port: int) -> None:
+    parameters = STRUCTURED["low_rank"][1]
+    other = {"d": [5.0, 3.0, 7.0], "U": [[1.0], [2.0], [3.0]], "V": [[0.0], [1.0], [1.0]]}
+    both = {name: [parameters[name], other[name]] for name in other}
+    matrix = {"kind": "low_rank", "dims": [3, 1], "parameters": both}
+    reply = ask_json(port, "/v1/solve", {"matrix": matrix, "b": [B.tolist(), B.tolist()]}).json()
+    assert [element["status"] for element in reply["certificate"]["elements"]] == ["OK", "OK"]
+    for given, x in zip((parameters, other), reply["x"], strict=True):
+        np.testing.assert_allclose(entries_of("low_rank", given) @ x, B, rtol=1e-12)
+    matrix = {"kind": "circulant", "dims": [2], "parameters": {"c": [[3.0, 0.0], [0.0, 1.0]]}, "dtype": "complex128"}
+    reply = ask_json(port, "/v1/solve", {"dtype": "complex128", "matrix": matrix, "b": [[1.0, 0.0], [0.0, 0.0]]}).json()
+    x = np.array(reply["x"]) @ [1, 1j]
+    np.testing.assert_allclose(np.array([[3, 1j], [1j, 3]]) @ x, [1, 0], rtol=1e-13, atol=1e-14)
+
+
+LOW_RANK = {"kind": "low_rank", "dims": [3, 1], "parameters": STRUCTURED["low_rank"][1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        ({"kind": "hankel"}, "INVALID_PATTERN", "low_rank"),
+        ({"kind": 7}, "MALFORMED", '"kind", a name'),
+        ({"dims": "3"}, "MALFORMED", '"dims"'),
+        ({"dims": [3]}, "INVALID_PATTERN", "dims (n, r)"),
+        ({"dims": [3, 2]}, "INVALID_SHAPE", '"U" has shape (3, 1)'),
+        ({"dims": [2**40, 1]}, "INVALID_PATTERN", "at most"),
+        ({"parameters": [1.0]}, "MALFORMED", '"parameters"'),
+        ({"parameters": {"d": [734.25, 1.0, 1.0]}}, "MALFORMED", '"U"'),
+        ({"parameters": {**LOW_RANK["parameters"], "W": [1.0]}}, "INVALID_OPTION", "d, U, V"),
+        ({"parameters": {**LOW_RANK["parameters"], "d": [[1.0, 2.0, 3.0]]}}, "INVALID_SHAPE", "same batch axis"),
+        ({"parameters": {**LOW_RANK["parameters"], "d": [[[1.0, 2.0, 3.0]]]}}, "INVALID_SHAPE", '"d" has shape'),
+        ({"values": [[1.0]]}, "INVALID_OPTION", "kind, dims, parameters"),
+        ({"kind": "low_rank", "dtype": "int8"}, "INVALID_DTYPE", "float64"),
+    ],
+)
+def test_faults_of_structured_matrices(port: int, change: dict, reason: str, words: str) -> None:
+    reply = ask_json(port, "/v1/solve", {"matrix": {**LOW_RANK, **change}, "b": B.tolist()})
+    assert reply.json()["reason"] == reason, reply.body
+    assert words in reply.json()["detail"]
+    assert "734" not in reply.json()["detail"]
+    orphan = ask_json(port, "/v1/solve", {"matrix": {"dims": [3], "values": [1.0]}, "b": B.tolist()})
+    assert "without" in orphan.json()["detail"]
+
+
 def test_on_failure_raise_turns_a_status_into_a_problem(port: int) -> None:
     n = 40
     stencil = np.diag(np.full(n, 2.0)) - np.diag(np.ones(n - 1), 1) - np.diag(np.ones(n - 1), -1)

@@ -73,6 +73,16 @@ _SOLVE_REQUESTS = {
     "complex": {
         "value": {"dtype": "complex128", "matrix": {"values": [[[0.0, 1.0]]]}, "b": [[1.0, 0.0]]},
     },
+    "structured": {
+        "value": {
+            "matrix": {
+                "kind": "low_rank",
+                "dims": [3, 1],
+                "parameters": {"d": [2.0, 3.0, 4.0], "U": [[1.0], [1.0], [0.5]], "V": [[1.0], [0.0], [2.0]]},
+            },
+            "b": [1.0, 2.0, 3.0],
+        }
+    },
     "by reference": {"value": {"matrix": {"ref": EXAMPLE_REF}, "b": [1.0, 2.0]}},
 }
 
@@ -138,7 +148,10 @@ def _computing() -> dict[str, Any]:
 def _matrices() -> dict[str, Any]:
     upload = _operation("uploadMatrix", "Upload a matrix in any format; it is brought into canonical form here.")
     content: dict[str, Any] = {name: {} for name in READERS}
-    content[JSON] = {"schema": ref("Matrix"), "example": {"values": [[4.0, 1.0], [1.0, 3.0]]}}
+    content[JSON] = {
+        "schema": {"oneOf": [ref("Matrix"), ref("StructuredMatrix")]},
+        "example": {"values": [[4.0, 1.0], [1.0, 3.0]]},
+    }
     content[MEDIA_TYPE] = _binary("`values`, and `indptr`, `indices` of a CSR matrix", "`shape`, optional")
     upload["requestBody"] = _body(content)
     upload["responses"] = _stored(_UPLOAD_ERRORS)

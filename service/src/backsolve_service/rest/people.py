@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from backsolve._rest.body import parse_json
 from backsolve._rest.documents import certificate_to_json, check_keys, options_from_json, ref_from_key
-from backsolve._rest.messages import read_shape, read_want
+from backsolve._rest.messages import read_shape, read_structured, read_want
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NotAcceptableError
+from backsolve.kinds.base import NUMPY, join
 from backsolve.matrix import Matrix
 from backsolve.types import DTYPES, Array, MatrixRef
 
@@ -27,7 +28,10 @@ MAX_NUMBERS = 1 << 18
 """Most numbers that a JSON reply lists, for the same reason."""
 
 _DTYPE_NAMES = tuple(dtype.name for dtype in DTYPES)
-_MATRIX_KEYS = ("values", "shape", "indptr", "indices", "dtype")
+_ENTRIES_KEYS = ("values", "shape", "indptr", "indices", "dtype")
+_STRUCTURED_KEYS = ("kind", "dims", "parameters", "dtype")
+MATRIX_KEYS = (*_ENTRIES_KEYS, *_STRUCTURED_KEYS[:-1])
+"""Of a matrix written out: by its entries, or by its parameters."""
 
 
 def parse_object(body: NDArray[np.uint8], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -84,14 +88,17 @@ def numbers(value: Any, dtype: "np.dtype[Any]", what: str) -> Array:
 
 
 def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
-    """A matrix written out: `{"values": [[…]]}`, or `{"shape", "indptr", "indices", "values"}`.
+    """A matrix written out: `{"values": [[…]]}`, `{"shape", "indptr", "indices", "values"}`, or by parameters.
 
     Raises:
         MalformedError, InvalidShapeError, InvalidDtypeError, InvalidPatternError, InvalidOptionError: as each fault is.
     """
     if not isinstance(document, dict):
-        raise MalformedError('"matrix" must be an object with "values", or with "ref"')
-    check_keys(document, _MATRIX_KEYS, '"matrix"')
+        raise MalformedError('"matrix" must be an object with "values", with "kind", or with "ref"')
+    check_keys(document, MATRIX_KEYS, '"matrix"')
+    if "kind" in document:
+        return _structured(document, read_dtype(document, default_dtype))
+    check_keys(document, _ENTRIES_KEYS, 'a matrix without "kind"')
     values = numbers(document.get("values"), read_dtype(document, default_dtype), "values")
     if "indptr" not in document and "indices" not in document:
         if "shape" in document and read_shape(document["shape"]) != values.shape[-2:]:
@@ -99,6 +106,29 @@ def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
         return dense(values)
     indptr, indices = (_integers(document.get(name), name) for name in ("indptr", "indices"))
     return compressed(values, indices, indptr, read_shape(document.get("shape")))
+
+
+def _structured(document: Mapping[str, Any], dtype: "np.dtype[Any]") -> Matrix:
+    """A matrix given by its parameters, each by name; a batch where each has one more axis in front."""
+    check_keys(document, _STRUCTURED_KEYS, "a structured matrix")
+    pattern = read_structured(document)
+    given = document.get("parameters")
+    if not isinstance(given, dict):
+        raise MalformedError('a structured matrix needs "parameters", an object with each of them by name')
+    check_keys(given, (name for name, _ in pattern.parts), '"parameters"')
+    parts = {name: numbers(given.get(name), dtype, name) for name, _ in pattern.parts}
+    leads = set()
+    for name, shape in pattern.parts:
+        found = parts[name].shape
+        lead = found[: max(len(found) - len(shape), 0)]
+        if (*lead, *shape) != found or len(lead) > 1:
+            raise InvalidShapeError(
+                f'"{name}" has shape {found}; with these "dims" it is {shape}, or has a batch before'
+            )
+        leads.add(lead)
+    if len(leads) > 1:
+        raise InvalidShapeError("either every parameter has the same batch axis, or none has one")
+    return Matrix(pattern, np.asarray(join(NUMPY, pattern.parts, parts)))
 
 
 def _integers(value: Any, what: str) -> Array:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from backsolve.kinds import names
 from backsolve.types import DTYPES, TRANS, Status
 
 from .problems import REASONS
@@ -113,7 +114,22 @@ SCHEMAS: dict[str, Schema] = {
         },
         ("values",),
     ),
-    "MatrixOrRef": {"oneOf": [ref("Matrix"), _object({"ref": _KEY}, ("ref",))]},
+    "StructuredMatrix": _object(
+        {
+            "kind": {"enum": list(names())},
+            "dims": _described(_INTEGERS, "low_rank: n, r; kronecker: n1, n2, ...; circulant and toeplitz: n"),
+            "parameters": _described(
+                {"type": "object", "additionalProperties": _NUMBERS},
+                "low_rank, diag(d) + U Vᴴ: d [n], U [n, r], V [n, r]; kronecker: A1 [n1, n1], A2, ...; circulant: "
+                "c [n], the first column; toeplitz: t [2n - 1], from the upper right corner to the lower left; of a "
+                "batch each with one more axis in front",
+            ),
+            "dtype": _DTYPE,
+        },
+        ("kind", "dims", "parameters"),
+        text="its gradient and its tangent (`values`, `values_tangent`) are all parameters in one row, in this order",
+    ),
+    "MatrixOrRef": {"oneOf": [ref("Matrix"), ref("StructuredMatrix"), _object({"ref": _KEY}, ("ref",))]},
     "SolveRequest": _object(
         {**_CALL, "b": _NUMBERS, "x0": _described(_NUMBERS, "first iterate"), "options": ref("Options")},
         ("matrix", "b"),

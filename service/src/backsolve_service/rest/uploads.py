@@ -74,7 +74,7 @@ def _from_json(body: NDArray[np.uint8], limit: int) -> Matrix:
             limit=people.MAX_BYTES,
             size=body.size,
         )
-    return people.read_matrix(people.parse_object(body, ("values", "shape", "indptr", "indices", "dtype")))
+    return people.read_matrix(people.parse_object(body, people.MATRIX_KEYS))
 
 
 def _from_safetensors(body: NDArray[np.uint8], limit: int) -> Matrix:
