@@ -74,10 +74,10 @@ def numbers(text: str) -> list[float]:
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
     assert len(PYTHON) == 4
-    assert len(OTHER) == 3
+    assert len(OTHER) == 4
 
 
-@pytest.mark.parametrize("block", OTHER, ids=["remote", "json", "file"])
+@pytest.mark.parametrize("block", OTHER, ids=["remote", "json", "structured", "file"])
 def test_shell_runs(block: str, server: ServerProcess, tmp_path: Path):
     assert run(["bash", "-euo", "pipefail", "-c", addressed(block, server)], tmp_path).strip()
 
