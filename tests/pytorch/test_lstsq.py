@@ -12,6 +12,7 @@ from backsolve.errors import InvalidPatternError, InvalidShapeError
 from backsolve.pattern import DensePattern
 from backsolve.torch import lstsq, solve, splstsq
 from backsolve.torch._least_squares import Problem, normal
+from backsolve.torch._request import System
 from backsolve.types import Options
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
@@ -62,7 +63,9 @@ def test_gradients_of_the_normal_inverse_of_a_low_rank(dtype, damp):
     g = normal_numbers((5, 2), dtype, 52_330_119).requires_grad_()
 
     def ours(tall, wide, cotangent):
-        problem = Problem(default_client(), DensePattern((6, 5)), Options(method="lstsq", damp=damp), 60.0, "raise")
+        problem = Problem(
+            System(default_client(), DensePattern((6, 5)), Options(method="lstsq", damp=damp), 60.0, "raise")
+        )
         return normal(tall @ wide, cotangent, problem)
 
     assert gradcheck(ours, (left, right, g), atol=1e-6, rtol=1e-5, fast_mode=True)

@@ -28,6 +28,7 @@ from ._graph import (
 )
 from ._least_squares import Problem
 from ._least_squares_rules import Products, pull_minimise
+from ._request import System
 
 
 def minimise(
@@ -78,7 +79,7 @@ def _minimise(
     figures = (rtol, atol, damp, rcond, maxiter, restart, refine, recycle, condition)
     spec = (names, trans, *figures, timeout, default_timeout, on_failure)
     problem = _problem(values, None, (pattern, kind, dims), client, spec)
-    return problem.minimise(values, rhs), digests_of(problem.matrix(values))
+    return problem.minimise(values, rhs), digests_of(problem.system.matrix(values))
 
 
 @_minimise.register_fake
@@ -165,6 +166,6 @@ def _(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, *
 def _problem(values: Tensor, digest: Tensor | None, place: Any, client: int, spec: Any) -> Problem:
     asked = Asked(spec)
     pattern = pattern_at(place, values)
-    problem = Problem(client_of(client), pattern, asked.options, asked.timeout, asked.on_failure)
-    problem.adopt(values, matrix_at(pattern, values, digest))
+    problem = Problem(System(client_of(client), pattern, asked.options, asked.timeout, asked.on_failure))
+    problem.system.adopt(values, matrix_at(pattern, values, digest))
     return problem

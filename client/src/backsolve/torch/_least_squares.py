@@ -6,7 +6,7 @@ The formulas are those of `_least_squares_rules`, given these very operations to
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -14,86 +14,48 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from ..client import Client
-from ..matrix import Matrix
 from ..pattern import AnyPattern
-from ..retry import Timeout
-from ..types import Certificate, OnFailure, Options
 from ._fold import Dims, fold
 from ._function import primal
 from ._guard import guard
 from ._least_squares_rules import Operation, Products, pull_minimise, pull_normal, push_minimise, push_normal
-from ._request import Observer, Phase, to_array, to_tensor
+from ._request import System, to_array, to_tensor
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """One matrix with what is asked of it, from the forward solve to its last derivative.
+    """One matrix with what is asked of it: the two operations, as requests to the client."""
 
-    Args:
-        client: where to solve.
-        pattern: of one matrix.
-        options: of the forward solve.
-        timeout: seconds for each request.
-        on_failure: for forward and backward alike.
-        observe: called after each request with its certificate.
-    """
+    system: System
 
-    def __init__(
-        self,
-        client: Client,
-        pattern: AnyPattern,
-        options: Options,
-        timeout: Timeout,
-        on_failure: OnFailure,
-        observe: Observer | None = None,
-    ) -> None:
-        self.client, self.pattern, self.options = client, pattern, options
-        self.timeout = timeout
-        self.on_failure: OnFailure = on_failure
-        self.observe = observe
-        self.certificate: Certificate | None = None
-        self._stamp: tuple[Any, ...] | None = None
-        self._matrix: Matrix | None = None
+    @property
+    def pattern(self) -> AnyPattern:
+        """Of one matrix."""
+        return self.system.pattern
 
     @property
     def damped(self) -> bool:
         """Whether there is damping."""
-        return bool(self.options.damp)
-
-    def matrix(self, values: Tensor) -> Matrix:
-        """The canonical matrix of `values`, hashed once for the tensor that the forward met."""
-        if self._matrix is None or _stamp(values) != self._stamp:
-            return self.adopt(values, Matrix(self.pattern, to_array(values)))
-        return self._matrix
-
-    def adopt(self, values: Tensor, matrix: Matrix) -> Matrix:
-        """Know `matrix` as that of `values`."""
-        self._matrix, self._stamp = matrix, _stamp(values)
-        return matrix
+        return bool(self.system.options.damp)
 
     def minimise(self, values: Tensor, rhs: Tensor) -> Tensor:
         """`G Aᴴ rhs`; no derivative is recorded here."""
-        solution = self.client.lstsq_matrix(
-            self.matrix(values), to_array(rhs), self.options, timeout=self.timeout, on_failure=self.on_failure
+        system = self.system
+        solution = system.client.lstsq_matrix(
+            system.matrix(values), to_array(rhs), system.derived, timeout=system.timeout, on_failure=system.on_failure
         )
-        if self.certificate is None:
-            self.certificate = solution.stats
-            self.options = replace(self.options, method=solution.stats.method)
-        self._show("solve", solution.stats)
+        system.record("solve", solution.stats)
         return to_tensor(solution.x, rhs)
 
     def normal(self, values: Tensor, cotangent: Tensor) -> Tensor:
         """`G cotangent`, likewise."""
-        reply = self.client.normal_matrix(
-            self.matrix(values), to_array(cotangent), self.options, timeout=self.timeout, on_failure=self.on_failure
+        system, given = self.system, to_array(cotangent)
+        reply = system.client.normal_matrix(
+            system.matrix(values), given, system.derived, timeout=system.timeout, on_failure=system.on_failure
         )
-        self._show("adjoint", reply.stats)
+        system.record("adjoint", reply.stats)
         return to_tensor(np.asarray(reply.b), cotangent)
-
-    def _show(self, phase: Phase, certificate: Certificate) -> None:
-        if self.observe is not None:
-            self.observe(phase, certificate)
 
 
 @final
@@ -190,10 +152,6 @@ class Normal(torch.autograd.Function):
     def vmap(info: Any, in_dims: Dims, values: Tensor, cotangent: Tensor, problem: Problem) -> tuple[Tensor, int]:
         """One request for the whole mapped dimension."""
         return _folded(info.batch_size, in_dims, values, cotangent, problem, normal), 0
-
-
-def _stamp(values: Tensor) -> tuple[Any, ...]:
-    return (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
 
 
 def minimise(values: Tensor, rhs: Tensor, problem: Problem) -> Tensor:

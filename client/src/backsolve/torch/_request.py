@@ -63,13 +63,14 @@ class System:
 
     def matrix(self, values: Tensor) -> Matrix:
         """The canonical matrix of `values`, hashed once for the tensor that the forward met."""
-        # A transform may hand a backward the values in another arrangement (say, folded into
-        # another batch); that is another matrix to the server, and is hashed as one.
-        stamp = (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
-        if self._matrix is None or stamp != self._stamp:
-            self._matrix = Matrix(self.pattern, to_array(values))
-            self._stamp = stamp
+        if self._matrix is None or _stamp(values) != self._stamp:
+            return self.adopt(values, Matrix(self.pattern, to_array(values)))
         return self._matrix
+
+    def adopt(self, values: Tensor, matrix: Matrix) -> Matrix:
+        """Know `matrix` as that of `values`."""
+        self._matrix, self._stamp = matrix, _stamp(values)
+        return matrix
 
     @property
     def derived(self) -> Options:
@@ -167,6 +168,15 @@ def _forward_of_cotangent(
     reply = client.vjp_matrix(matrix, given, options, timeout=system.timeout, on_failure=system.on_failure)
     x = np.asarray(reply.b)
     return np.conj(x) if conjugated else x, "solve", reply.stats
+
+
+def _stamp(values: Tensor) -> tuple[Any, ...]:
+    """What tells a tensor from another that a derivative is handed in its place.
+
+    A transform may hand a backward the values in another arrangement (say, folded into another
+    batch); that is another matrix to the server, and is hashed as one.
+    """
+    return (values.data_ptr(), tuple(values.shape), values.stride(), values.is_conj(), values.is_neg())
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -16,7 +16,7 @@ from ..types import OnFailure, Options
 from . import _compiled_least_squares as _compiled
 from . import _inputs, _sparse
 from ._least_squares import Problem, minimise
-from ._request import Observer
+from ._request import Observer, System
 
 
 def lstsq(
@@ -139,6 +139,6 @@ def _solved(
             raise InvalidOptionError("observe does not work inside torch.compile: a graph holds tensors")
         x = _compiled.minimise(batch.values, rhs, pattern, client, options, timeout, on_failure)
     else:
-        problem = Problem(client or default_client(), pattern, options, timeout, on_failure, observe)
+        problem = Problem(System(client or default_client(), pattern, options, timeout, on_failure, observe))
         x = minimise(batch.values, rhs, problem)
     return x.reshape(*b.shape[:lead], pattern.n, *(() if vector else b.shape[lead + 1 :]))
