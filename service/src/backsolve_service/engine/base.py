@@ -150,8 +150,11 @@ class Factor(ABC):
     """Its numbers can be copied between a device and the host; else it is built again."""
     anywhere: ClassVar[bool] = False
     """Any thread may solve with it, whatever modes of a library its owner has set there (torch's, for one)."""
-    max_columns: ClassVar[int]
-    """Widest block of columns that still gains over narrower ones; the scheduler's cap."""
+
+    @property
+    @abstractmethod
+    def max_columns(self) -> int:
+        """Widest block of columns that gains over narrower ones and finds memory; the scheduler's cap."""
 
     @property
     @abstractmethod

@@ -14,6 +14,8 @@ from ..base import Controls, Factor, Outcome
 from ..certify import Proof
 from ..device import CPU
 from ..faults import not_definite, record
+from ..krylov.base import RESTART
+from ..krylov.basis import basis_bytes, columns_at_once, groups
 from ..operand import Operand
 from ..scaling import exponents, magnitude, shift
 from ..tolerance import SINGLE_EPS, epsilon, iterative_rtol
@@ -48,6 +50,7 @@ class Method:
         name: as in the registry.
         hermitian: A = Aᴴ is required, so that no product with Aᵀ is.
         limit_per_row: default iteration limit in units of n.
+        bases: bases of `restart` vectors that it keeps for each column.
         iterate: the iteration.
     """
 
@@ -55,6 +58,7 @@ class Method:
     hermitian: bool
     limit_per_row: int
     iterate: Iterate
+    bases: int = 0
 
 
 @final
@@ -70,7 +74,11 @@ class DeviceKrylovFactor(Factor):
     statuses: tuple[Status, ...]
 
     direct = False
-    max_columns = MAX_COLUMNS
+
+    @property
+    def max_columns(self) -> int:
+        """Fewer of a large matrix where each column keeps a basis."""
+        return min(MAX_COLUMNS, self._at_once(RESTART) or MAX_COLUMNS)
 
     @property
     def nbytes(self) -> int:
@@ -110,12 +118,20 @@ class DeviceKrylovFactor(Factor):
                 continue
             x0 = None if first is None else first[index]
             try:
-                x[index], figures[:, index], statuses[index], iterations[index] = self._one(
-                    index, stacked[index], x0, trans, controls
-                )
+                for group in groups(k, self._at_once(controls.restart or RESTART)):
+                    start = None if x0 is None else x0[:, group]
+                    solved = self._one(index, stacked[index, :, group], start, trans, controls)
+                    x[index, :, group], figures[:, index, group], status, taken = solved
+                    statuses[index] = max(statuses[index], status, key=_SEVERITY.index)
+                    iterations[index] = max(iterations[index], taken)
             except BacksolveError as error:
                 statuses[index] = record(self.operand, error)
         return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations), Proof(*figures))
+
+    def _at_once(self, restart: int) -> int | None:
+        """How many columns are solved together, where that is limited."""
+        itemsize = self.operand.wide_dtype.itemsize
+        return columns_at_once(basis_bytes(self.operand.n, itemsize, restart, self.method.bases))
 
     def _one(
         self, index: int, rhs: Array, x0: Array | None, trans: Trans, controls: Controls

@@ -35,7 +35,7 @@ def _iterate_gmres(problem: Problem, controls: Controls) -> Iterated:
 
 
 CG = Method("cg", hermitian=True, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_cg)
-GMRES = Method("gmres", hermitian=False, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_gmres)
+GMRES = Method("gmres", hermitian=False, limit_per_row=ITERATIONS_PER_ROW, iterate=_iterate_gmres, bases=1)
 
 
 @final

@@ -22,6 +22,7 @@ from ..registry import NO_PRECONDITIONER, precondition
 from ..scaling import exponents, magnitude, shift
 from ..structure import diagonal, is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
+from .basis import basis_bytes, columns_at_once, groups
 from .problem import Apply, Finished, NotDefiniteError, Problem, Stop
 
 MAX_COLUMNS = 16
@@ -54,6 +55,8 @@ class KrylovSolver(Solver):
     """A = Aᴴ is required, so that no product with Aᴴ is."""
     definite: ClassVar[bool] = False
     """A must be positive definite as well."""
+    bases: ClassVar[int] = 0
+    """Bases of `restart` vectors that it keeps for each column."""
 
     @abstractmethod
     def iterate(self, problem: Problem) -> Finished:
@@ -114,7 +117,11 @@ class KrylovFactor(Factor):
     statuses: tuple[Status, ...]
 
     direct = False
-    max_columns = MAX_COLUMNS
+
+    @property
+    def max_columns(self) -> int:
+        """Fewer of a large matrix where each column keeps a basis."""
+        return min(MAX_COLUMNS, self._at_once(RESTART) or MAX_COLUMNS)
 
     @property
     def nbytes(self) -> int:
@@ -147,10 +154,20 @@ class KrylovFactor(Factor):
                 continue
             x0 = None if first is None else first[index]
             try:
-                x[index], statuses[index], iterations[index] = self._one(index, m, stacked[index], x0, trans, controls)
+                for group in groups(rhs.shape[-1], self._at_once(controls.restart or RESTART)):
+                    start = None if x0 is None else x0[:, group]
+                    solved = self._one(index, m, stacked[index, :, group], start, trans, controls)
+                    x[index, :, group], status, taken = solved
+                    statuses[index] = max(statuses[index], status, key=_SEVERITY.index)
+                    iterations[index] = max(iterations[index], taken)
             except BacksolveError as error:
                 statuses[index] = record(self.operand, error)
         return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations))
+
+    def _at_once(self, restart: int) -> int | None:
+        """How many columns are solved together, where that is limited."""
+        itemsize = self.operand.wide_dtype.itemsize
+        return columns_at_once(basis_bytes(self.operand.n, itemsize, restart, self.method.bases))
 
     def _one(
         self, index: int, m: Preconditioner, rhs: Array, x0: Array | None, trans: Trans, controls: Controls

@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from backsolve.errors import MemoryBudgetError
 from backsolve.types import Array
 
 from .base import KrylovSolver
@@ -31,6 +32,7 @@ class Gmres(KrylovSolver):
     """Any square matrix; the residual never grows. Keeps `restart` vectors a column."""
 
     name = "gmres"
+    bases = 1
 
     def iterate(self, problem: Problem) -> Finished:
         """Run GMRES; the preconditioner must be one fixed matrix."""
@@ -42,6 +44,7 @@ class FlexibleGmres(KrylovSolver):
     """GMRES for preconditioners that are not one fixed matrix; keeps twice as many vectors."""
 
     name = "fgmres"
+    bases = 2
 
     def iterate(self, problem: Problem) -> Finished:
         """Run flexible GMRES."""
@@ -51,7 +54,14 @@ class FlexibleGmres(KrylovSolver):
 def _cycle(problem: Problem, start: Start, *, flexible: bool) -> Cycle:
     """Build a basis for each column and minimise its residual over it."""
     most = np.minimum(start.limits, min(problem.restart, start.r.shape[1]))
-    columns = [_Arnoldi(*of_column, flexible) for of_column in zip(start.r, start.triggers, most.tolist(), strict=True)]
+    per_column = zip(start.r, start.triggers, most.tolist(), strict=True)
+    try:
+        columns = [_Arnoldi(*of_column, flexible) for of_column in per_column]
+    except MemoryError as error:
+        raise MemoryBudgetError(
+            f"a basis of {int(most.max())} vectors does not fit in memory: ask for a shorter restart, or for method "
+            "'bicgstab'"
+        ) from error
     running = columns
     while running:
         problem.check()
