@@ -5,18 +5,30 @@ the reply, or thrown the error, and returns the caller's answer. `_session.Sessi
 session that awaits them needs a loop of its own and no other line.
 """
 
+from collections import OrderedDict
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar, final
 
-from ._transports.base import JvpCall, PutCall, SolveCall, VjpCall
+from ._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall
 from .canonical import PatternMemo
-from .errors import BacksolveError, DigestMismatchError, MatrixChangedError, NeedMatrixError, NeedValuesError
+from .errors import (
+    BacksolveError,
+    DigestMismatchError,
+    MatrixChangedError,
+    NeedMatrixError,
+    NeedValuesError,
+    PayloadTooLargeError,
+)
 from .fingerprint import matrix_ref
 from .matrix import Matrix
 from .retry import Budget, Timeout, Unset
+from .types import MatrixRef
 
 T = TypeVar("T")
+
+_REMEMBERED: Final = 1024
+"""Matrices, and patterns, of which is known whether the server has them."""
 
 _UPLOADS_PER_CALL: Final = 4
 """A matrix that is evicted as often as this between its upload and its use does not fit the cache."""
@@ -110,6 +122,7 @@ class Exchange:
         self.memo = PatternMemo()
         self.uploads = 0
         self._met_before = False
+        self._news = News()
 
     def ask(self, call: InfoCall | StatsCall, timeout: Timeout) -> Steps[Any]:
         """A call that is about no matrix."""
@@ -118,23 +131,49 @@ class Exchange:
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.
 
+        Where the values on a pattern change from call to call they are not asked for: they go with the call.
+
         Raises:
             MatrixChangedError: the matrix is needed, and no longer what the call has named.
             BacksolveError: of the last attempt.
         """
         budget = self._budget(timeout)
+        if isinstance(call, SolveCall) and self._news.expected(call.ref):
+            reply = yield from self._bring(matrix, call, budget)
+            if reply is not None:
+                return reply
         for _ in range(_UPLOADS_PER_CALL):
             try:
                 reply = yield from _persist(call, budget)
             except NeedValuesError:
+                self._news.missed(call.ref)
                 yield from self._upload(matrix, budget, values_only=True)
             except NeedMatrixError:
                 yield from self._upload(matrix, budget, values_only=False)
             else:
                 self._met_before = True
+                self._news.answered(call.ref)
                 return reply
         yield from self._upload(matrix, budget, values_only=False)
         return (yield from _persist(call, budget))
+
+    def _bring(self, matrix: Matrix, call: SolveCall, budget: Budget) -> Steps[SolveReply | None]:
+        """Solve with values that come along, since the server will not have them; None: it takes another way."""
+        self._met_before = True
+        self.uploads += 1
+        try:
+            reply: SolveReply = yield from _persist(replace(call, values=matrix.values), budget)
+        except (NeedMatrixError, NeedValuesError, PayloadTooLargeError):
+            # The pattern was evicted, or both together are too much for one call.
+            self._news.unfounded(call.ref)
+            return None
+        except DigestMismatchError as error:
+            _explain(error, matrix)
+            raise
+        if reply.certificate.factor_hit:
+            self._news.unfounded(call.ref)  # somebody else had sent them
+        self._news.answered(call.ref)
+        return reply
 
     def _budget(self, timeout: Timeout) -> Budget:
         seconds = self.timeout if isinstance(timeout, Unset) else timeout
@@ -149,11 +188,57 @@ class Exchange:
         except NeedMatrixError:
             yield from _persist(PutCall(matrix.ref, matrix), budget)
         except DigestMismatchError as error:
-            if matrix_ref(matrix.pattern, matrix.values) != matrix.ref:
-                raise MatrixChangedError(
-                    "A was modified after the call that used it began: pass a copy, or do not write to it in place"
-                ) from error
+            _explain(error, matrix)
             raise
+
+
+@final
+class News:
+    """Which matrices a server will not know: values that were never answered for, where the last such were missed.
+
+    Digests alone tell it, in tables of bounded size. Dict operations are atomic, so no lock is held.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[MatrixRef, None] = OrderedDict()
+        self._changing: OrderedDict[bytes, None] = OrderedDict()
+
+    def expected(self, ref: MatrixRef) -> bool:
+        """Whether the values are better sent with the call than asked for."""
+        return ref.pattern in self._changing and ref not in self._known
+
+    def missed(self, ref: MatrixRef) -> None:
+        """The server had the pattern, and not the values."""
+        _note(self._changing, ref.pattern)
+
+    def unfounded(self, ref: MatrixRef) -> None:
+        """They need not have been sent, or could not be."""
+        self._changing.pop(ref.pattern, None)
+
+    def answered(self, ref: MatrixRef) -> None:
+        """The server has it."""
+        _note(self._known, ref)
+
+
+def _note(table: OrderedDict[T, None], key: T) -> None:
+    table[key] = None
+    while len(table) > _REMEMBERED:
+        try:
+            table.popitem(last=False)
+        except KeyError:  # another thread was first
+            return
+
+
+def _explain(error: DigestMismatchError, matrix: Matrix) -> None:
+    """Tell a matrix that was written to from one that was spoilt under way.
+
+    Raises:
+        MatrixChangedError: it was written to.
+    """
+    if matrix_ref(matrix.pattern, matrix.values) != matrix.ref:
+        raise MatrixChangedError(
+            "A was modified after the call that used it began: pass a copy, or do not write to it in place"
+        ) from error
 
 
 def _persist(call: Call, budget: Budget) -> Steps[Any]:

@@ -8,6 +8,7 @@ makes a fresh one, since threads do not survive a fork.
 import atexit
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import final
 
@@ -123,7 +124,9 @@ class EmbeddedTransport(Transport):
         return self._own or _shared.get()
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
-        """Solve."""
+        """Solve; values that come with the call are copied, since the caller may write to them later."""
+        if call.values is not None:
+            call = replace(call, values=np.array(call.values, order="C", copy=True))
         return self.plane.solve(call, _context(timeout))
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:

@@ -34,13 +34,14 @@ _CALL = ("matrix", "options")
 
 def solve_body(call: SolveCall) -> Body:
     """The body of `/v1/solve`."""
-    return encode({"b": call.rhs, "x0": call.x0}, _document(call.ref, call.options))
+    return encode({"b": call.rhs, "x0": call.x0, "values": call.values}, _document(call.ref, call.options))
 
 
 def read_solve(message: Message) -> SolveCall:
     """Read the body of `/v1/solve`."""
-    ref, options = _read_document(message, _CALL, ("b", "x0"))
-    return SolveCall(ref, options, _needed(message.tensors, "b"), message.tensors.get("x0"))
+    ref, options = _read_document(message, _CALL, ("b", "x0", "values"))
+    b, tensors = _needed(message.tensors, "b"), message.tensors
+    return SolveCall(ref, options, b, tensors.get("x0"), values=tensors.get("values"))
 
 
 def vjp_body(call: VjpCall) -> Body:

@@ -77,7 +77,7 @@ def decode_options(message: types.Options) -> Options:
 
 def encode_solve(call: SolveCall) -> tuple[solver.SolveRequest, Arrays]:
     """The request of a solve, and its arrays."""
-    arrays = present(rhs=call.rhs, x0=call.x0)
+    arrays = present(rhs=call.rhs, x0=call.x0, values=call.values)
     message = solver.SolveRequest(
         matrix=encode_ref(call.ref), options=encode_options(call.options), **described(arrays)
     )
@@ -90,8 +90,8 @@ def decode_solve(message: solver.SolveRequest, arrays: Given) -> SolveCall:
     Raises:
         MalformedError: the right-hand side is missing.
     """
-    rhs = required(arrays, "rhs")
-    return SolveCall(decode_ref(message.matrix), decode_options(message.options), rhs, arrays.get("x0"))
+    rhs, x0, values = required(arrays, "rhs"), arrays.get("x0"), arrays.get("values")
+    return SolveCall(decode_ref(message.matrix), decode_options(message.options), rhs, x0, values=values)
 
 
 def encode_vjp(call: VjpCall) -> tuple[solver.VjpRequest, Arrays]:

@@ -23,6 +23,8 @@ class SolveCall:
             element type is A's.
         x0: first iterate, shaped like `rhs`.
         answer_shape: of x, where it is not that of `rhs` (least squares); known to both ends, not sent.
+        values: those of A, on the pattern that is held under `ref.pattern`: they are kept before the
+            solve, and spare an upload of their own. None: they are held already.
     """
 
     ref: MatrixRef
@@ -30,6 +32,7 @@ class SolveCall:
     rhs: Array
     x0: Array | None = None
     answer_shape: tuple[int, ...] | None = None
+    values: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

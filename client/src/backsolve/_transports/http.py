@@ -86,7 +86,8 @@ class HttpTransport(Transport):
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """POST /v1/solve."""
-        return self._call("/v1/solve", call.ref, solve_body(call), read_solve_reply, timeout)
+        brought = call.values is not None
+        return self._call("/v1/solve", call.ref, solve_body(call), read_solve_reply, timeout, brought=brought)
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
         """POST /v1/vjp."""
@@ -127,11 +128,21 @@ class HttpTransport(Transport):
         """Close the connections."""
         self._pool.close()
 
-    def _call(self, path: str, ref: MatrixRef, body: Body, read: Callable[[Message], T], timeout: float | None) -> T:
+    def _call(
+        self,
+        path: str,
+        ref: MatrixRef,
+        body: Body,
+        read: Callable[[Message], T],
+        timeout: float | None,
+        *,
+        brought: bool = False,
+    ) -> T:
+        """POST a call; `brought`: the values of the matrix come with it."""
         if body.nbytes > ASK_FIRST_BYTES and ref not in self._accepted:
-            _require(self._holding(ref, timeout))
+            _require(self._holding(ref, timeout), brought=brought)
         try:
-            reply = self._request("POST", path, body, timeout, MEDIA_TYPE, ref)
+            reply = self._request("POST", path, body, timeout, MEDIA_TYPE, ref, brought=brought)
         except (NeedMatrixError, NeedValuesError):
             self._accepted.pop(ref, None)
             raise
@@ -149,16 +160,32 @@ class HttpTransport(Transport):
         return Holding[word]
 
     def _request(
-        self, method: str, path: str, body: Body, timeout: float | None, accept: str, ref: MatrixRef | None = None
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        timeout: float | None,
+        accept: str,
+        ref: MatrixRef | None = None,
+        *,
+        brought: bool = False,
     ) -> HttpReply:
         """One request whose failure is raised as the error it stands for."""
-        reply = self._exchange(method, path, body, timeout, accept, ref)
+        reply = self._exchange(method, path, body, timeout, accept, ref, brought=brought)
         if 200 <= reply.status < 300:
             return reply
         raise _error_of(reply)
 
     def _exchange(
-        self, method: str, path: str, body: Body, timeout: float | None, accept: str, ref: MatrixRef | None
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        timeout: float | None,
+        accept: str,
+        ref: MatrixRef | None,
+        *,
+        brought: bool = False,
     ) -> HttpReply:
         lines = [f"{method} {path} HTTP/1.1\r\n{self._fixed}accept: {accept}, {_PROBLEM}\r\n"]
         if method in ("POST", "PUT"):
@@ -168,6 +195,8 @@ class HttpTransport(Transport):
         if ref is not None:
             # The pattern alone routes: its symbolic work is what lasts when values change.
             lines.append(f"backsolve-matrix: {ref.key}\r\nbacksolve-route-key: {ref.pattern.hex()[:16]}\r\n")
+        if brought:
+            lines.append("backsolve-brings: values\r\n")
         lines.append("\r\n")
         reply = self._pool.exchange(method, "".join(lines).encode("latin-1"), body, timeout)
         with self._count:
@@ -205,10 +234,10 @@ def _matrix_path(ref: MatrixRef) -> str:
     return f"/v1/matrices/{ref.key}"
 
 
-def _require(holding: Holding) -> None:
+def _require(holding: Holding, *, brought: bool) -> None:
     if holding is Holding.ABSENT:
         raise NeedMatrixError("the server does not hold this matrix")
-    if holding is Holding.PATTERN:
+    if holding is Holding.PATTERN and not brought:
         raise NeedValuesError("the server holds the pattern, not these values")
 
 

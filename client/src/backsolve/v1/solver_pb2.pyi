@@ -42,16 +42,18 @@ LAYOUT_DENSE: Layout
 LAYOUT_STRUCTURED: Layout
 
 class SolveRequest(_message.Message):
-    __slots__ = ("matrix", "options", "rhs", "x0")
+    __slots__ = ("matrix", "options", "rhs", "x0", "values")
     MATRIX_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RHS_FIELD_NUMBER: _ClassVar[int]
     X0_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     matrix: _types_pb2.MatrixRef
     options: _types_pb2.Options
     rhs: _types_pb2.Tensor
     x0: _types_pb2.Tensor
-    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., options: _Optional[_Union[_types_pb2.Options, _Mapping]] = ..., rhs: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., x0: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    values: _types_pb2.Tensor
+    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., options: _Optional[_Union[_types_pb2.Options, _Mapping]] = ..., rhs: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., x0: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class SolveResponse(_message.Message):
     __slots__ = ("x", "certificate")

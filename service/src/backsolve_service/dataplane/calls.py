@@ -18,8 +18,9 @@ from backsolve.errors import (
 )
 from backsolve.fingerprint import matrix_ref
 from backsolve.gradient import adjoint, tangent_rhs, values_gradient
+from backsolve.matrix import Matrix
 from backsolve.pattern import check_square
-from backsolve.types import Holding, Limits, MatrixRef
+from backsolve.types import Array, Holding, Limits, MatrixRef
 
 from ..cache.entries import MatrixEntry
 from ..cache.store import FactorCache
@@ -57,6 +58,8 @@ class Calls:
 
     def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
         """Solve `op(A) x = b`."""
+        if call.values is not None:
+            self._keep(call.ref, call.values, context)
         entry = self._entry(call.ref, context)
         with self._counted("solves"), self._cache.pin(entry) as held:
             rhs = columns(held.operand.matrix, call.rhs, "b")
@@ -139,6 +142,8 @@ class Calls:
     def at_hand(self, call: SolveCall | VjpCall, context: CallContext, most_bytes: int) -> bool:
         """Whether everything lies ready for a call that takes about as long as reading so many bytes of a factor."""
         entry = self._cache.at_hand(context.tenant, call.ref)
+        if isinstance(call, SolveCall) and call.values is not None:
+            return False
         if entry is None or entry.operand.batch is not None or call.options.condition:
             return False
         if isinstance(call, VjpCall):
@@ -200,8 +205,17 @@ class Calls:
             self._telemetry.bytes_not_sent(entry.operand.values.nbytes + entry.pattern.pattern.nbytes)
         return entry
 
-    def refuse_missing(self, ref: MatrixRef, holding: Holding) -> None:
-        """Say what of a matrix has to be sent, if anything.
+    def _keep(self, ref: MatrixRef, values: Array, context: CallContext) -> None:
+        """Take the values that a call brings for a pattern that is held."""
+        check_ref(ref)
+        pattern = self._cache.pattern(context.tenant, ref.pattern)
+        if pattern is None:
+            self.refuse_missing(ref, Holding.ABSENT)
+            return
+        self.put(PutCall(ref, Matrix(pattern.pattern, values), values_only=True), context)
+
+    def refuse_missing(self, ref: MatrixRef, holding: Holding, *, brought: bool = False) -> None:
+        """Say what of a matrix has to be sent, if anything; nothing of its values, if they are `brought` anyway.
 
         Raises:
             NeedMatrixError, NeedValuesError: the data that are not held.
@@ -210,7 +224,7 @@ class Calls:
         if holding is Holding.ABSENT:
             self._telemetry.count("need_matrix")
             raise NeedMatrixError("this matrix is not held here: send it")
-        if holding is Holding.PATTERN:
+        if holding is Holding.PATTERN and not brought:
             self._telemetry.count("need_values")
             raise NeedValuesError("these values are not held here, their pattern is: send the values")
 

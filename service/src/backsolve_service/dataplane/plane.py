@@ -129,7 +129,8 @@ class DataPlane:
 
     def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
         """Solve `op(A) x = b`."""
-        return self._request("solve", context, call.rhs.nbytes, lambda: self._calls.solve(call, context), _solved_bytes)
+        size = call.rhs.nbytes + (0 if call.values is None else call.values.nbytes)
+        return self._request("solve", context, size, lambda: self._calls.solve(call, context), _solved_bytes)
 
     def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
         """Pull a cotangent back: one adjoint solve with the forward's factor."""
@@ -176,15 +177,20 @@ class DataPlane:
             raise NeedMatrixError("this pattern is not held here: send the whole matrix")
         return entry.pattern
 
-    def require(self, ref: MatrixRef, context: CallContext) -> None:
+    def require(self, ref: MatrixRef, context: CallContext, *, brought: bool = False) -> None:
         """Answer a call's header before its bulk is sent.
+
+        Args:
+            ref: what the call names.
+            context: of the call.
+            brought: the values of the matrix are part of the bulk.
 
         Raises:
             NeedMatrixError, NeedValuesError: what the caller has to send first.
             DrainingError: the service is shutting down.
         """
         self._check_open()
-        self._calls.refuse_missing(ref, self._cache.holding(context.tenant, ref))
+        self._calls.refuse_missing(ref, self._cache.holding(context.tenant, ref), brought=brought)
 
     def find(self, refs: Sequence[MatrixRef], context: CallContext) -> list[Holding]:
         """How much of each matrix is held."""
@@ -221,7 +227,7 @@ class DataPlane:
             methods=tuple(name for name in methods(self.config.device) if name not in self.config.unfit),
             preconditioners=preconditioners(),
             limits=self.limits,
-            extensions=("vjp", "jvp", "batch", "values-only"),
+            extensions=("vjp", "jvp", "batch", "values-only", "values-brought"),
             http_port=self.config.http_port,
             grpc_port=self.config.grpc_port,
             versions=_library_versions(),

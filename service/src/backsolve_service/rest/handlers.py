@@ -17,7 +17,7 @@ from backsolve._rest.messages import read_put
 from backsolve._transports.base import PutCall
 from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
 from backsolve.matrix import Matrix
-from backsolve.types import Array, Holding, MatrixRef
+from backsolve.types import Holding, MatrixRef
 
 from ..context import CallContext
 from . import uploads
@@ -48,7 +48,6 @@ _MOST_ALONE, _MOST_AMONG_OTHERS = 8 << 20, 512 << 10
 Whatever else arrives waits for all of them, and larger solves are better joined into blocks.
 """
 
-_WHOLE_BODY = 0.9
 _HELD = (Holding.VALUES, Holding.FACTOR)
 
 
@@ -81,7 +80,8 @@ class Handlers:
         ref = None if named is None else ref_from_key(named)
         with self._room(size):
             if ref is not None and size > ASK_FIRST_BYTES:
-                await self._run(self._plane.require, ref, context)
+                brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
+                await self._run(partial(self._plane.require, ref, context, brought=brought))
             body = await exchange.read(size)
             request = Request(body, source, target, strict, context)
             reply = None
@@ -111,7 +111,7 @@ class Handlers:
     def _accept(self, source: str, body: NDArray[np.uint8], context: CallContext) -> Reply:
         matrix = uploads.read_matrix(source, body, self._plane.limits.max_payload_bytes)
         held = self._holding(matrix.ref, context) in _HELD
-        matrix = Matrix(matrix.pattern, _own(matrix.values, body))
+        matrix = Matrix(matrix.pattern, uploads.own(matrix.values, body))
         ref = self._plane.put(PutCall(matrix.ref, matrix), context)
         return _accepted(ref, matrix, held)
 
@@ -131,7 +131,7 @@ class Handlers:
     def _store(self, ref: MatrixRef, body: NDArray[np.uint8], context: CallContext) -> Reply:
         pattern, values = read_put(decode(body))
         values_only = pattern is None
-        matrix = Matrix(pattern or self._plane.pattern(ref.pattern, context), _own(values, body))
+        matrix = Matrix(pattern or self._plane.pattern(ref.pattern, context), uploads.own(values, body))
         held = self._holding(ref, context) in _HELD
         stored = self._plane.put(PutCall(ref, matrix, values_only), context)
         if stored != ref:
@@ -220,11 +220,6 @@ class Handlers:
 
 def _path_ref(exchange: Exchange) -> MatrixRef:
     return ref_from_key(exchange.scope["path_params"]["ref"])
-
-
-def _own(values: Array, body: NDArray[np.uint8]) -> Array:
-    """The values, without keeping a much larger body alive for as long as they are cached."""
-    return values if values.nbytes >= _WHOLE_BODY * body.size else values.copy()
 
 
 def _accepted(ref: MatrixRef, matrix: Matrix, held: bool) -> Reply:

@@ -29,6 +29,7 @@ from . import people
 from .exchange import Reply
 from .media import JSON
 from .problems import PROBLEM_TYPE, make_problem
+from .uploads import own
 
 if TYPE_CHECKING:
     from ..dataplane.plane import DataPlane
@@ -92,7 +93,10 @@ class Operation(Generic[Call, Answer]):
                     size=request.body.size,
                 )
             return self.read_json(request.body)
-        return self.read_bulk(decode(request.body)), None
+        call = self.read_bulk(decode(request.body))
+        if isinstance(call, SolveCall) and call.values is not None:
+            call = replace(call, values=own(call.values, request.body))
+        return call, None
 
     def _replied(self, plane: "DataPlane", request: Request, call: Call, put: PutCall | None) -> Reply:
         answer = self._answer(plane, call, put, request.context)

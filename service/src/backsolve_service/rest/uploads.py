@@ -37,6 +37,7 @@ from . import people
 from .assemble import Shape, check_size, compressed, dense
 from .media import JSON
 
+_WHOLE_BODY = 0.9
 _NPZ_MEMBERS = ("format", "shape", "data", "indices", "indptr", "row", "col", "_is_array")
 _NPZ_FAULTS = (
     zipfile.BadZipFile,
@@ -215,3 +216,8 @@ def describe(matrix: Matrix) -> dict[str, Any]:
         "dtype": matrix.dtype.name,
         "batch": matrix.batch,
     }
+
+
+def own(values: Array, body: NDArray[np.uint8]) -> Array:
+    """The values, without keeping a much larger body alive for as long as they are cached."""
+    return values if values.nbytes >= _WHOLE_BODY * body.size else values.copy()
