@@ -43,7 +43,7 @@ class ToldPlane:
     def at_hand(self, call: SolveCall, context: CallContext, most_bytes: int) -> bool:
         return False
 
-    def require(self, ref: MatrixRef, context: CallContext) -> None:
+    def require(self, ref: MatrixRef, context: CallContext, *, brought: bool = False) -> None:
         pass
 
     def find(self, refs: list[MatrixRef], context: CallContext) -> list[Holding]:
