@@ -23,7 +23,7 @@ CHECKS := check-style check-types check-layers check-proto check-files
 
 -include deploy/containers.mk
 
-.PHONY: help setup demo serve test test-gpu lint bench bench-gpu loadtest $(CHECKS)
+.PHONY: help setup demo serve test test-gpu lint bench bench-gpu loadtest locust $(CHECKS)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,3 +81,10 @@ bench-gpu: $(READY)  ## time solves on a CUDA device beside the speed of its mem
 
 loadtest: $(READY)  ## put load on a server of its own, all scenarios in short, and picture it; about 3 minutes
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.served $(ARGS)
+
+$(VENV)/.locust: loadtests/requirements-locust.txt $(READY)
+	@$(PIP) install -qq -c constraints.txt -r $<
+	@touch $@
+
+locust: $(VENV)/.locust  ## load on a server of its own, or on ARGS="--host http://...", watched at http://127.0.0.1:8089
+	@OMP_NUM_THREADS=1 $(BIN)/python -m locust -f loadtests/locustfile.py --web-host 127.0.0.1 $(ARGS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, final
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from backsolve import Client
 from backsolve.errors import BacksolveError
@@ -19,9 +20,23 @@ T = TypeVar("T")
 GRACE_SECONDS = 5.0
 """How much later than its deadline a call may end on a busy machine before it counts as hung."""
 
+PAUSE_SECONDS = 0.2
+"""The longest that a caller rests before a call: what goes wrong meanwhile falls on early and late calls alike."""
+
 TIMEOUTS = (1.0, 3.0, 8.0)
 SIDE, BULKY_SIDE, BULKY_COLUMNS = 20, 110, 48
 """Bulky calls carry 4.6 MB each way: over gRPC they are streams of frames."""
+
+
+CALLERS, CALLS = 4, 6
+
+SHARED = -1
+"""In place of a caller's number: the matrix that all callers of a round share."""
+
+
+def matrix_of(seed: int, number: int, turn: int) -> csr_array:
+    """The small matrix of one caller in one turn, of a round with this seed; of `SHARED`, the same in all turns."""
+    return Changing(SIDE, (seed % (1 << 31), number + 1)).at(0 if number == SHARED else turn)
 
 
 @final
@@ -80,7 +95,7 @@ class GoodCallers:
         checked: whether answers must be right; on a wire that flips bits nobody can promise that.
     """
 
-    def __init__(self, url: str, seed: int, *, count: int = 4, calls: int = 6, checked: bool = True) -> None:
+    def __init__(self, url: str, seed: int, *, count: int = CALLERS, calls: int = CALLS, checked: bool = True) -> None:
         self._url, self._seed, self._calls, self._checked = url, seed, calls, checked
         self.findings = Findings()
         self._threads = [threading.Thread(target=self._work, args=(k,), daemon=True) for k in range(count)]
@@ -105,15 +120,15 @@ class GoodCallers:
         try:
             with Client(self._url) as client:
                 for turn in range(self._calls):
+                    time.sleep(rng.uniform(0, PAUSE_SECONDS))
                     self._turn(client, rng, number, turn)
         except BaseException as err:  # on a thread of its own it would only be printed
             self.findings.fault(f"caller {number} ended with {type(err).__name__}: {err}")
 
     def _turn(self, client: Client, rng: random.Random, number: int, turn: int) -> None:
         kind = rng.choice(("shared", "new", "gradient", "gradient", "bulky" if turn % 2 else "new"))
-        A = grid(BULKY_SIDE if kind == "bulky" else SIDE)
-        if kind in ("new", "gradient"):
-            A = Changing(SIDE, (self._seed % (1 << 31), number)).at(turn)
+        whose = SHARED if kind == "shared" else number
+        A = grid(BULKY_SIDE) if kind == "bulky" else matrix_of(self._seed, whose, turn)
         numbers = np.random.default_rng([self._seed % (1 << 31), number, turn])
         n = A.shape[0]
         b = numbers.standard_normal((n, BULKY_COLUMNS) if kind == "bulky" else n)

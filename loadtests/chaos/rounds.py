@@ -105,7 +105,7 @@ def _freeze(scene: Scene) -> None:
 def _vandals(blow: Callable[[Vandal], None]) -> Callable[[Scene], None]:
     def work(scene: Scene) -> None:
         def strike(number: int) -> None:
-            vandal = Vandal(scene.url, scene.seed + number)
+            vandal = Vandal(scene.url, scene.seed + number, scene.seed)
             for _ in range(BLOWS):
                 blow(vandal)
 

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, final
 from urllib.parse import urlsplit
 
@@ -19,9 +20,8 @@ from backsolve.canonical import canonicalise
 from backsolve.matrix import Matrix
 from backsolve.types import Options
 from backsolve.v1 import solver_pb2
-from loadtests.served.problems import grid
 
-from .callers import SIDE
+from .callers import CALLERS, CALLS, SHARED, SIDE, matrix_of
 
 _PATIENCE = 10.0
 _CHUNK = 2048
@@ -30,20 +30,21 @@ _RESET = struct.pack("ii", 1, 0)
 
 @final
 class Vandal:
-    """Sends what no client of ours would, about the very matrix that good callers share.
+    """Sends what no client of ours would, about the very matrices that good callers use, or are about to.
 
     Args:
         url: `http://...` or `grpc://...`.
         seed: of the harm.
+        callers: the seed of the callers.
     """
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, seed: int, callers: int) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self._rest = parts.scheme == "http"
         self._host, self._port = parts.hostname, parts.port
         self._rng = random.Random(seed)
-        self._matrix: Matrix = canonicalise(grid(SIDE)).matrix
+        self._matrices = _matrices(callers)
         self._rhs = np.random.default_rng(seed % (1 << 31)).standard_normal(SIDE * SIDE)
 
     def truncate(self) -> None:
@@ -90,10 +91,12 @@ class Vandal:
     # -- REST ------------------------------------------------------------------------------
 
     def _rest_request(self) -> tuple[str, str, bytes]:
-        ref = self._matrix.ref
+        matrix = self._rng.choice(self._matrices)
+        ref = matrix.ref
         method, path, body = self._rng.choice(
             (
-                ("PUT", f"/v1/matrices/{ref.key}", put_body(PutCall(ref, self._matrix))),
+                ("PUT", f"/v1/matrices/{ref.key}", put_body(PutCall(ref, matrix))),
+                ("PUT", f"/v1/matrices/{ref.key}", put_body(PutCall(ref, matrix))),
                 ("POST", "/v1/solve", solve_body(SolveCall(ref, Options(), self._rhs))),
                 ("POST", "/v1/vjp", vjp_body(VjpCall(ref, Options(), self._rhs))),
             )
@@ -117,10 +120,11 @@ class Vandal:
 
     def _grpc_request(self) -> tuple[str, list[bytes]]:
         """A method, and its messages as bytes; several for one that takes a stream."""
-        ref = self._matrix.ref
-        kind = self._rng.choice(("put", "solve", "vjp", "stream"))
+        matrix = self._rng.choice(self._matrices)
+        ref = matrix.ref
+        kind = self._rng.choice(("put", "put", "put", "solve", "vjp", "stream"))
         if kind == "put":
-            message, arrays = calls.encode_put(PutCall(ref, self._matrix))
+            message, arrays = calls.encode_put(PutCall(ref, matrix))
             return "/backsolve.v1.Matrices/Put", self._frames(solver_pb2.Frame(put=message), message, arrays)
         if kind == "vjp":
             message, arrays = calls.encode_vjp(VjpCall(ref, Options(), self._rhs))
@@ -173,3 +177,10 @@ class Vandal:
         elif self._rng.random() < 0.5:
             with suppress(grpc.FutureTimeoutError):
                 call.result(timeout=0.01)
+
+
+@lru_cache(maxsize=4)
+def _matrices(callers: int) -> tuple[Matrix, ...]:
+    """All that callers with this seed will use; what they bring in later turns a bad copy could take the place of."""
+    turns = [(SHARED, 0), *((number, turn) for turn in range(CALLS) for number in range(CALLERS))]
+    return tuple(canonicalise(matrix_of(callers, number, turn)).matrix for number, turn in turns)

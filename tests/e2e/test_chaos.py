@@ -9,12 +9,21 @@ from urllib.parse import urlsplit
 import pytest
 
 from backsolve import Client
+from backsolve.types import ErrorCode
 from loadtests.chaos.callers import GoodCallers
 from loadtests.chaos.proxy import Proxy
 from loadtests.chaos.rounds import FAULTS, SETTINGS, left_behind, open_files, play, rounds
 from scripts.local_server import LocalServer
 
 SEED = 773_460_192
+EXCUSES = {
+    "kill": {"UNREACHABLE"},
+    "freeze": {"UNREACHABLE"},
+    "cut": {"UNREACHABLE"},
+    "garble": {code.name for code in ErrorCode},
+}
+"""What callers may be told beside DEADLINE: their server or their wire is broken."""
+
 ROUNDS = rounds(2 * len(FAULTS), SEED)
 
 
@@ -36,8 +45,8 @@ def test_nothing_goes_wrong_that_should_not(victim, chosen):
     found = play(server, chosen, files)
     assert not found.faults, "\n".join([*found.faults, server.log()[-3000:]])
     assert found.answered + sum(found.errors.values()) >= 24
-    if chosen.fault == "nothing":
-        assert not found.errors
+    # A busy machine may make anybody late; but what others do wrong, nobody else is told of.
+    assert set(found.errors) <= {"DEADLINE", *EXCUSES.get(chosen.fault, ())}
 
 
 def test_what_is_left_behind_is_noticed(victim):
