@@ -180,7 +180,7 @@ class GrpcTransport(Transport):
                 reply = connection.bulk_matrices.Put(upload, timeout=timeout, metadata=self._headers(call.ref))
         finally:
             upload.stop()
-        return calls.decode_ref(reply.matrix)
+        return calls.decode_ref(_message(reply).matrix)
 
     def find(self, refs: Sequence[MatrixRef], timeout: float | None) -> list[Holding]:
         """How much of each matrix the server holds."""
@@ -232,7 +232,8 @@ class GrpcTransport(Transport):
     def _plain(self, method: Any, message: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
         """One unary call."""
         with self._translated():
-            return method(message, timeout=timeout, metadata=self._headers(ref))
+            reply = method(message, timeout=timeout, metadata=self._headers(ref))
+        return _message(reply)
 
     def _unary(
         self, method: Any, message: Any, arrays: Arrays, ref: MatrixRef, timeout: float | None, decode: Decode[T]
@@ -289,6 +290,17 @@ class GrpcTransport(Transport):
             if not self._closed or isinstance(error, BacksolveError):
                 raise
             raise CancelledError(_CLOSED) from error
+
+
+def _message(reply: Any) -> Any:
+    """The message of a unary call that has ended well.
+
+    Raises:
+        MalformedError: there is none: gRPC takes a status of OK alone for an answer.
+    """
+    if reply is None:
+        raise MalformedError("the answer is empty: does the address lead to a backsolve server?")
+    return reply
 
 
 @final
