@@ -368,3 +368,58 @@ def test_a_fork_of_the_owner_makes_processes_of_its_own():
     done = run(code)
     out, err = done.communicate(timeout=PATIENCE)
     assert (done.returncode, out.split()[2:], err) == (0, ["True", "0", "solved"], "")
+
+
+def test_a_quiet_solve_is_asked_for_on_the_callers_own_thread(scheduler):
+    """The worker's thread sleeps on: it is not woken once in fifty solves."""
+    op = operand(convection(10))
+    ref = build(scheduler, op)
+    until(lambda: ref.worker._lane.asleep)
+    before = switches(ref.worker)
+    for seed in range(50):
+        b = random_like((op.n, 1), "float64", 560_177_320 + seed)
+        np.testing.assert_allclose(op.product(0, solve(scheduler, ref, b).answer.x, "N"), b, rtol=1e-10, atol=1e-12)
+    assert switches(ref.worker) - before < 10
+
+
+def switches(worker):
+    """How often the worker's thread has gone to sleep."""
+    with open(f"/proc/self/task/{worker._lane._thread.native_id}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
+
+
+def test_a_reply_that_comes_after_its_caller_has_left_is_nobody_elses(scheduler):
+    op = operand(convection(10))
+    ref = build(scheduler, op)
+    until(lambda: ref.worker._lane.asleep)
+    for seed in range(3):
+        stop(ref.worker)
+        with pytest.raises(DeadlineError):
+            solve(scheduler, ref, random_like((op.n, 1), "float64", 118_406_332 + seed), context=caller(0.03))
+        os.kill(ref.worker.pid, signal.SIGCONT)
+        b = random_like((op.n, 2), "float64", 734_920_118 + seed)
+        np.testing.assert_allclose(op.product(0, solve(scheduler, ref, b).answer.x, "N"), b, rtol=1e-10, atol=1e-12)
+
+
+def test_an_interrupted_caller_leaves_the_worker_fit_for_the_next(frail):
+    """Ctrl-C in the midst of a conversation: whatever was half sent is not taken for the next request."""
+    op = operand(convection(10))
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for seconds in (0.001, 0.003, 0.02):
+            ref = build(frail, op)
+            until(lambda worker=ref.worker: worker._lane.asleep)
+            stop(ref.worker)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            with pytest.raises(KeyboardInterrupt):
+                solve(frail, ref, np.ones((op.n, 1)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    ref = build(frail, op)
+    b = random_like((op.n, 1), "float64", 991_702_543)
+    np.testing.assert_allclose(op.product(0, solve(frail, ref, b).answer.x, "N"), b, rtol=1e-10, atol=1e-12)

@@ -1,6 +1,6 @@
 """What a process worker and its owner speak over: small messages on a socket, arrays in shared memory.
 
-Arrays never pass through a pickle. They lie in an arena, one piece of anonymous shared memory
+Arrays never pass through a message's bytes. They lie in an arena, one piece of anonymous shared memory
 that both ends map and that serves both directions in turn: who has the turn writes its arrays
 from the beginning, so a message's arrays are good until the next one is sent. An arena that is
 too small is replaced by the sender, and its descriptor goes with the message.
@@ -8,7 +8,6 @@ too small is replaced by the sender, and its descriptor goes with the message.
 
 import mmap
 import os
-import pickle
 import select
 import socket
 import struct
@@ -20,6 +19,8 @@ from typing import Any, final
 import numpy as np
 
 from backsolve.types import Array
+
+from .compact import Place, decode, encode
 
 _HEAD = struct.Struct("<QQ")
 """Length of the message; size of the arena whose descriptor comes with it, or 0."""
@@ -73,7 +74,7 @@ class Channel:
                 np.copyto(place, parts[0])
             else:
                 np.concatenate(parts, axis=-1, out=place)
-        body = pickle.dumps((message, layout), pickle.HIGHEST_PROTOCOL)
+        body = encode(message, layout)
         head = _HEAD.pack(len(body), 0 if descriptor is None else self._capacity)
         if descriptor is None:
             self._socket.sendall(head + body)
@@ -102,7 +103,7 @@ class Channel:
         for descriptor in descriptors:
             self._arena, self._capacity = mmap.mmap(descriptor, capacity), capacity
             os.close(descriptor)
-        message, layout = pickle.loads(self._exactly(length))
+        message, layout = decode(self._exactly(length))
         return message, [self._view(*place) for place in layout]
 
     def readable(self, seconds: float) -> bool:
@@ -144,9 +145,9 @@ class Channel:
         return body
 
 
-def _layout(arrays: Sequence[Sequence[Array]]) -> tuple[list[tuple[int, str, tuple[int, ...]]], int]:
+def _layout(arrays: Sequence[Sequence[Array]]) -> tuple[list[Place], int]:
     """(offset, dtype, shape) of each array in the arena, and the bytes of all."""
-    places: list[tuple[int, str, tuple[int, ...]]] = []
+    places: list[Place] = []
     offset = 0
     for parts in arrays:
         first = parts[0]

@@ -15,7 +15,7 @@ from ..engine.base import Controls
 from ..engine.operand import Operand
 from ..observer import Observer
 from .block import split
-from .lane import Job
+from .lane import Deferred, Job
 from .threads import delivered
 from .ticket import Ticket
 from .worker import FactorRef
@@ -129,6 +129,7 @@ class Solve(Job):
         self._context = context
         self._observer = observer
         self._instead = instead
+        self._deferred = False
 
     @property
     def over(self) -> bool:
@@ -137,6 +138,9 @@ class Solve(Job):
 
     def run(self, mates: Sequence[Job]) -> None:
         """Solve for every caller that still waits, as one block; singly, if the block fails."""
+        if self._deferred:  # it has begun: it is ended even if its caller has left meanwhile
+            self._solve([self])
+            return
         jobs = [job for job in (self, *mates) if isinstance(job, Solve) and job._begin()]
         if not jobs or self._solve(jobs):
             return
@@ -178,6 +182,9 @@ class Solve(Job):
         try:
             columns = [job._columns() for job in jobs]
             whole = self._ref.worker.answer(self._ref, columns, self._trans, controls, instead=self._instead)
+        except Deferred:
+            self._deferred = True
+            raise
         except BaseException as error:
             failure = delivered(error)
             if len(jobs) == 1:

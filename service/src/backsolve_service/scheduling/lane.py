@@ -20,6 +20,11 @@ _EXIT_SECONDS = 1.0
 """The end of the interpreter waits this long for a job that runs."""
 
 
+@final
+class Deferred(Exception):  # noqa: N818  (nothing has failed)
+    """What a job began on a caller's thread is to be gone on with on the lane's: it is run again there, as the next."""
+
+
 class Job(ABC):
     """One piece of work for one worker.
 
@@ -68,6 +73,7 @@ class Lane:
         self._sleep.acquire()
         self._asleep = False
         self._lent = False
+        self._begun: Job | None = None  # on a caller's thread, and deferred
         self._closed = False
         self._queue: OrderedDict[Job, None] = OrderedDict()
         self._mates: dict[Hashable, OrderedDict[Job, None]] = {}
@@ -80,7 +86,12 @@ class Lane:
     @property
     def jobs(self) -> int:
         """Jobs that wait or run."""
-        return len(self._queue) + self._busy
+        return len(self._queue) + self._busy + (self._begun is not None)
+
+    @property
+    def lent(self) -> bool:
+        """Whether a caller's thread has the turn; asked by what runs in a turn."""
+        return self._lent
 
     @property
     def asleep(self) -> bool:
@@ -103,7 +114,8 @@ class Lane:
         """Run a job at once, on the calling thread in this one's place; False: this one has work of its own.
 
         Two switches of threads are saved, and the caches of the caller's core kept warm. What is
-        posted meanwhile waits as it would for any job.
+        posted meanwhile waits as it would for any job. A job that raises `Deferred` is run again on this
+        one's thread, before everything else.
         """
         with self._mutex:
             if not self._asleep or self._closed:
@@ -125,7 +137,7 @@ class Lane:
             if not self._lent:
                 return
             self._lent, self._busy = False, 0
-            self._asleep = not (self._queue or self._unwanted or self._closed)
+            self._asleep = not (self._begun or self._queue or self._unwanted or self._closed)
             wake = not self._asleep
         if wake:
             self._sleep.release()
@@ -187,20 +199,29 @@ class Lane:
 
     def _turn(self) -> bool:
         """Free what is unwanted and run one block; its jobs are forgotten when this returns."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._busy = 1
+            self._run([begun], again=True)
+            self._busy = 0
+            return True
         jobs = self._next()
         if not jobs:
-            return False
+            return self._begun is not None
         self._busy = len(jobs)
         self._run(jobs)
         self._busy = 0
         return True
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         """Run one block, on whichever thread has the turn."""
         nbytes = sum(job.nbytes for job in jobs)
         try:
-            self._backlog.started(len(jobs), perf_counter() - jobs[0].born)
+            if not again:
+                self._backlog.started(len(jobs), perf_counter() - jobs[0].born)
             jobs[0].run(jobs[1:])
+        except Deferred:
+            self._begun = jobs[0]
         except BaseException as error:
             ends = self._lent and not isinstance(error, Exception)
             if not ends:
@@ -210,12 +231,15 @@ class Lane:
             if ends:  # Ctrl-C, for one: it was meant for the thread that the job ran on, which is the caller's
                 raise
         finally:
-            self._backlog.ended(len(jobs), nbytes)
+            if self._begun is None:
+                self._backlog.ended(len(jobs), nbytes)
 
     def _next(self) -> list[Job]:
         """The next block, as soon as there is one; empty when the worker is to end."""
         while True:
             with self._mutex:
+                if self._begun is not None:
+                    return []
                 unwanted, self._unwanted = self._unwanted, []
                 jobs = [] if unwanted else self._block()
                 ended = not jobs and not unwanted and self._closed

@@ -31,13 +31,14 @@ class Child:
     def __init__(self, process: "subprocess.Popen[bytes]", channel: Channel, flag: mmap.mmap) -> None:
         self._process = process
         self._flag = flag
+        self._killed = False
         self.channel = channel
         self.pid = process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
+        """Whether the process runs, and is to."""
+        return not self._killed and self._process.poll() is None
 
     def cancel(self, over: bool) -> None:
         """Tell the solve that runs whether it is still of any use."""
@@ -54,6 +55,7 @@ class Child:
         """Kill the process; whoever reads from the channel reads the end of the stream."""
         if self.alive:
             self._process.kill()
+        self._killed = True
 
     def abandon(self) -> None:
         """In a forked copy of the owner: let the descriptors go, the process is not ours."""

@@ -27,10 +27,11 @@ from backsolve.types import Array, Trans
 from ..engine.accelerator.faults import DeviceFaultError
 from ..engine.answer import Answer
 from ..engine.base import Controls, FactorSpec, Symbolic, never
+from ..engine.device import CPU
 from ..engine.operand import Operand
 from ..observer import Observer, Restart
 from .backlog import Backlog
-from .lane import Job, Lane
+from .lane import Deferred, Job, Lane
 from .launch import Child, launch
 from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Move, Release, Reply, Request, Solve
 from .worker import FactorLostError, FactorRef, Wanted, Worker
@@ -39,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.02
 """How often a job that runs is looked after: is it still wanted?"""
+
+_LENT_SECONDS = 0.005
+"""How long a caller's own thread waits for an answer; then the worker's goes on waiting for it."""
 
 _LEAST_PAUSE_SECONDS = 0.1
 _MOST_PAUSE_SECONDS = 10.0
@@ -114,6 +118,7 @@ class ProcessWorker(Worker):
         self._told_lost = lost
         self._patience = patience
         self._child: Child | None = None
+        self._asked = False  # a caller's thread has sent what the worker's is to hear the reply of
         self._generation = 0
         self._factors: dict[int, int] = {}
         self._symbolics: set[int] = set()
@@ -140,6 +145,10 @@ class ProcessWorker(Worker):
     def post(self, job: Job) -> None:
         """Queue a job."""
         self._lane.post(job)
+
+    def lend(self, job: Job) -> bool:
+        """Let the calling thread speak to the process, while the worker's own sleeps and a process is there."""
+        return self._child is not None and self._lane.lend(job)
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
@@ -189,6 +198,7 @@ class ProcessWorker(Worker):
             note=made.note,
             device_nbytes=made.device_nbytes,
             movable=made.movable,
+            anywhere=spec.device == CPU,
             pivots=made.pivots,
         )
 
@@ -271,9 +281,14 @@ class ProcessWorker(Worker):
     ) -> tuple[R, list[Array]]:
         """Ask, and wait for the reply; its arrays are good until the next call."""
         verb = type(request).__name__.lower()
+        if self._lane.lent:
+            reply, results = self._lent_call(child, request, arrays)
+            return self._checked(reply, kind), results
         try:
-            child.cancel(False)
-            child.channel.send(request, arrays)
+            if not self._asked:
+                child.cancel(False)
+                child.channel.send(request, arrays)
+            self._asked = False
             self._await(child, over)
             reply, results = child.channel.receive()
         except (OSError, EOFError) as error:
@@ -292,6 +307,27 @@ class ProcessWorker(Worker):
             ) from reply.error
         self._losses_in_row = 0
         return self._checked(reply, kind), results
+
+    def _lent_call(
+        self, child: Child, request: Request, arrays: Sequence[Sequence[Array]]
+    ) -> tuple[Reply, list[Array]]:
+        """Ask on a caller's thread, which must be free to leave: a reply that is late is the worker's to wait for.
+
+        Raises:
+            Deferred: there is no reply yet, or the process has ended, which the worker will see.
+        """
+        try:
+            child.cancel(False)
+            child.channel.send(request, arrays)
+            if child.channel.readable(_LENT_SECONDS):
+                return child.channel.receive()
+            self._asked = True
+        except (OSError, EOFError) as error:
+            raise Deferred from error
+        except BaseException:  # an interrupt: nobody knows how much was sent or read
+            child.kill()
+            raise
+        raise Deferred
 
     def _checked(self, reply: Reply, kind: type[R]) -> R:
         if isinstance(reply, kind):
@@ -318,6 +354,10 @@ class ProcessWorker(Worker):
     def _ready(self) -> Child:
         """The process, started if there is none; one that ended while idle is noticed here."""
         child = self._child
+        if self._lane.lent:
+            if child is None or not child.alive:
+                raise Deferred
+            return child
         if child is not None and not child.alive:
             self._lose(child, "crash")
             child = None
@@ -347,6 +387,7 @@ class ProcessWorker(Worker):
         """The process has ended or is given up: forget all it held. Returns how it ended."""
         child.channel.close()
         fate = child.fate()
+        self._asked = False
         self._child = None
         self._generation += 1
         self._factors.clear()
