@@ -10,7 +10,7 @@ from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern, StructuredPattern
 from backsolve_service.engine.base import Factor, FactorSpec
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import ROWS, solver
+from backsolve_service.engine.registry import ROWS, methods, solver
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -115,14 +115,18 @@ EVERY = (
         for method in ("rslab", "rslab_klu", "klu")
         for kind in ("general", "indefinite", "triangular", "zero_diagonal")
     ),
+    *(
+        Row("pardiso", None, "csr", kind)
+        for kind in ("general", "definite", "indefinite", "symmetric", "saddle", "triangular", "zero_diagonal")
+    ),
     *(Row("rslab_ldl", None, "csr", kind) for kind in ("symmetric", "real_saddle")),
 )
 
 
 def absent(method):
-    """Why a method cannot be tried here, or None: a model stands in for what needs a device."""
+    """Why a method cannot be tried here, or None: a model stands in for what needs a CUDA device."""
     row = ROWS[method]
-    if row.requires is None or row.only_cuda or find_spec(row.requires) is not None:
+    if row.requires is None or row.only_cuda or method in methods() or find_spec(row.requires) is not None:
         return None
     return f"the package {row.requires} of the extra {row.extra!r} is not installed"
 

@@ -155,6 +155,16 @@ ROWS: Mapping[str, Row] = {
         probe="direct.klu.library:usable",
         extra="klu",
     ),
+    "pardiso": Row(
+        "direct.pardiso.solver:Pardiso",
+        _CSR,
+        "square",
+        _DIRECT,
+        home="process",
+        requires="mkl",
+        probe="direct.pardiso.library:installed",
+        extra="pardiso",
+    ),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,

@@ -11,7 +11,7 @@ from backsolve.errors import InvalidPatternError, NotSupportedError
 from backsolve.pattern import INT32_MAX, AnyPattern, IndexArray, Pattern
 from backsolve.types import Array
 
-from ..structure import inspect_pattern
+from ..structure import PatternFacts, inspect_pattern
 from .ordering import check_matching
 
 H = TypeVar("H")
@@ -53,12 +53,7 @@ def by_columns(pattern: AnyPattern, method: str, *, lower: bool = False) -> Colu
         NotSupportedError: it has more entries than 32-bit indices reach.
         SingularMatrixError: no values on it are invertible.
     """
-    if not isinstance(pattern, Pattern):
-        raise InvalidPatternError(f"method {method!r} takes sparse matrices: use method 'lu'")
-    if pattern.nnz > INT32_MAX:
-        raise NotSupportedError(f"method {method!r} takes at most {INT32_MAX} stored entries, this matrix has more")
-    facts = inspect_pattern(pattern)
-    check_matching(facts)
+    pattern, facts = checked(pattern, method)
     entries = np.arange(pattern.nnz, dtype=np.intc)
     rows, columns = pattern.rows, pattern.indices
     if lower:
@@ -69,6 +64,23 @@ def by_columns(pattern: AnyPattern, method: str, *, lower: bool = False) -> Colu
     arranged.sort_indices()
     indptr, indices = arranged.indptr.astype(np.intc), arranged.indices.astype(np.intc)
     return Columns(indptr, indices, arranged.data, facts.full_diagonal)
+
+
+def checked(pattern: AnyPattern, method: str) -> tuple[Pattern, PatternFacts]:
+    """A pattern that a library with 32-bit indices can factorize on some values, and what it says of them.
+
+    Raises:
+        InvalidPatternError: the pattern is dense.
+        NotSupportedError: it has more entries than 32-bit indices reach.
+        SingularMatrixError: no values on it are invertible.
+    """
+    if not isinstance(pattern, Pattern):
+        raise InvalidPatternError(f"method {method!r} takes sparse matrices: use method 'lu'")
+    if pattern.nnz > INT32_MAX:
+        raise NotSupportedError(f"method {method!r} takes at most {INT32_MAX} stored entries, this matrix has more")
+    facts = inspect_pattern(pattern)
+    check_matching(facts)
+    return pattern, facts
 
 
 def solve_each(handles: Sequence[H | None], rhs: Array, solve: Callable[[H, Array], Array]) -> Array:

@@ -1,0 +1,1 @@
+"""Sparse direct solves by PARDISO of Intel's MKL, bound by ctypes."""
