@@ -73,7 +73,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     assert len(OTHER) == 4
 
 
@@ -104,8 +104,14 @@ def test_the_numpy_example_reuses_one_factor(tmp_path: Path):
     assert hit == "True"
 
 
+def test_the_example_of_an_update_factorizes_nothing_anew(tmp_path: Path):
+    solved, gradients = run([sys.executable, "-c", PYTHON[3]], tmp_path).splitlines()
+    assert solved == "update(banded) True"
+    assert gradients.endswith(" (1000, 3)")
+
+
 def test_the_least_squares_example_tells_the_rank_and_solves_the_laplacian(tmp_path: Path):
-    first, second, third = run([sys.executable, "-c", PYTHON[3]], tmp_path).splitlines()
+    first, second, third = run([sys.executable, "-c", PYTHON[4]], tmp_path).splitlines()
     assert first.startswith("lstsq_qr ")
     assert first.endswith("rank 30 of 30 columns")
     assert second == "(200, 30) (200,)"

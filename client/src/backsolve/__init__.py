@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .structured import Circulant as Circulant
     from .structured import Kronecker as Kronecker
     from .structured import LowRankPlusDiagonal as LowRankPlusDiagonal
+    from .structured import LowRankUpdate as LowRankUpdate
     from .structured import Toeplitz as Toeplitz
     from .types import Certificate as Certificate
     from .types import Gradients as Gradients
@@ -35,6 +36,7 @@ _HOME = {
     "Gradients": "types",
     "Kronecker": "structured",
     "LowRankPlusDiagonal": "structured",
+    "LowRankUpdate": "structured",
     "Pattern": "pattern",
     "Solution": "types",
     "Status": "types",
@@ -50,6 +52,7 @@ __all__ = [
     "Gradients",
     "Kronecker",
     "LowRankPlusDiagonal",
+    "LowRankUpdate",
     "Pattern",
     "Solution",
     "Status",

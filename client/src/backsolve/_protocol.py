@@ -20,7 +20,7 @@ from .errors import (
     NeedValuesError,
     PayloadTooLargeError,
 )
-from .fingerprint import matrix_ref
+from .fingerprint import fresh_ref
 from .matrix import Matrix
 from .retry import Budget, Timeout, Unset
 from .types import MatrixRef
@@ -170,8 +170,8 @@ class Exchange:
         except DigestMismatchError as error:
             _explain(error, matrix)
             raise
-        if reply.certificate.factor_hit:
-            self._news.unfounded(call.ref)  # somebody else had sent them
+        if reply.certificate.factor_hit and matrix.base is None:
+            self._news.unfounded(call.ref)  # somebody else had sent them; of an update it says nothing but of S
         self._news.answered(call.ref)
         return reply
 
@@ -180,16 +180,38 @@ class Exchange:
         return Budget(seconds, met_before=self._met_before)
 
     def _upload(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
-        """Send a matrix under the digests it was called by."""
+        """Send a matrix under the digests it was called by, and first the one that it stands on, if that is missed."""
         self._met_before = True
-        self.uploads += 1
+        for _ in range(_UPLOADS_PER_CALL):
+            try:
+                yield from self._put(matrix, budget, values_only=values_only)
+                return
+            except (NeedMatrixError, NeedValuesError) as error:
+                below = matrix.base
+                if below is None or error.details.get("base") != below.ref.key:
+                    below = None
+                    if not values_only:
+                        raise
+                pattern_held = isinstance(error, NeedValuesError)
+            # Outside of the clause, so that no frame of the error's own traceback keeps it.
+            if below is None:
+                values_only = False
+            else:
+                yield from self._upload(below, budget, values_only=pattern_held)
+        yield from self._put(matrix, budget, values_only=False)
+
+    def _put(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
+        """Send one matrix.
+
+        Raises:
+            NeedMatrixError, NeedValuesError: what the other side must have first.
+        """
         try:
             yield from _persist(PutCall(matrix.ref, matrix, values_only), budget)
-        except NeedMatrixError:
-            yield from _persist(PutCall(matrix.ref, matrix), budget)
         except DigestMismatchError as error:
             _explain(error, matrix)
             raise
+        self.uploads += 1
 
 
 @final
@@ -235,7 +257,7 @@ def _explain(error: DigestMismatchError, matrix: Matrix) -> None:
     Raises:
         MatrixChangedError: it was written to.
     """
-    if matrix_ref(matrix.pattern, matrix.values) != matrix.ref:
+    if fresh_ref(matrix) != matrix.ref:
         raise MatrixChangedError(
             "A was modified after the call that used it began: pass a copy, or do not write to it in place"
         ) from error

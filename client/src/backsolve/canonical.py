@@ -120,8 +120,13 @@ class Parametrised(ABC):
         """Common element type of the parameters."""
 
     @abstractmethod
-    def matrix(self, dtype: "np.dtype[Any] | None" = None) -> Matrix:
-        """The canonical matrix, its parameters in one vector; `dtype` is by default its own."""
+    def matrix(self, dtype: "np.dtype[Any] | None" = None, memo: "PatternMemo | None" = None) -> Matrix:
+        """The canonical matrix, its parameters in one vector; `dtype` is by default its own.
+
+        Args:
+            dtype: of the values.
+            memo: where to look for a sparse pattern met before.
+        """
 
     @abstractmethod
     def like(self, gradient: Array) -> Any:
@@ -264,7 +269,7 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
         InvalidPatternError: broken index arrays.
     """
     if isinstance(A, Parametrised):
-        return Canonical(A.matrix(dtype), None, A)
+        return Canonical(A.matrix(dtype, memo), None, A)
     if not is_sparse(A):
         values = as_array(A, "A")
         if values.ndim not in (2, 3):

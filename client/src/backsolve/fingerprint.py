@@ -10,6 +10,8 @@ import struct
 import numpy as np
 from blake3 import blake3
 
+from .errors import InvalidPatternError
+from .matrix import Matrix
 from .pattern import AnyPattern, Pattern, StructuredPattern
 from .types import DIGEST_VERSION, Array, MatrixRef
 
@@ -18,7 +20,13 @@ _THREADED_BYTES = 8 << 20
 
 
 def pattern_digest(pattern: AnyPattern) -> bytes:
-    """Digest of shape, `indptr` and `indices`, or of kind and dims; kept on the pattern, which never changes."""
+    """Digest of shape, `indptr` and `indices`, or of kind and dims; kept on the pattern, which never changes.
+
+    Raises:
+        InvalidPatternError: of an update, whose digest takes the numbers of S as well (`update_digest`).
+    """
+    if isinstance(pattern, StructuredPattern) and pattern.base is not None:
+        raise InvalidPatternError("the pattern of an update is named with the matrix that it stands on")
     if pattern._digest is None:
         if isinstance(pattern, Pattern):
             header = _header(b"pattern", b"csr", pattern.indices.dtype.str, pattern.shape, pattern.nnz)
@@ -37,9 +45,23 @@ def values_digest(pattern: AnyPattern, values: Array) -> bytes:
     return _digest(header, values)
 
 
-def matrix_ref(pattern: AnyPattern, values: Array) -> MatrixRef:
-    """Both digests of a matrix."""
+def update_digest(pattern: StructuredPattern, base: MatrixRef) -> bytes:
+    """Digest of an update's kind and dims, and of both digests of the matrix that it stands on."""
+    name = np.frombuffer(pattern.kind.name.encode(), dtype=np.uint8)
+    below = np.frombuffer(base.pattern + base.values, dtype=np.uint8)
+    return _digest(_header(b"pattern", b"struct", "", pattern.dims, name.size + below.size), name, below)
+
+
+def matrix_ref(pattern: AnyPattern, values: Array, base: MatrixRef | None = None) -> MatrixRef:
+    """Both digests of a matrix; `base` are those of the matrix that an update stands on."""
+    if base is not None and isinstance(pattern, StructuredPattern):
+        return MatrixRef(update_digest(pattern, base), values_digest(pattern, values))
     return MatrixRef(pattern_digest(pattern), values_digest(pattern, values))
+
+
+def fresh_ref(matrix: Matrix) -> MatrixRef:
+    """Both digests of a matrix as its numbers are now, whatever was computed of them before."""
+    return matrix_ref(matrix.pattern, matrix.values, None if matrix.base is None else fresh_ref(matrix.base))
 
 
 def _header(kind: bytes, layout: bytes, dtype: str, shape: tuple[int, ...], count: int) -> bytes:

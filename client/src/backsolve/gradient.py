@@ -24,6 +24,7 @@ import numpy as np
 
 from .errors import InvalidOptionError, InvalidShapeError
 from .kinds.base import NUMPY, join, pull, push
+from .matrix import Matrix
 from .pattern import AnyPattern, Pattern, StructuredPattern
 from .types import Array, Trans
 
@@ -94,6 +95,35 @@ def values_gradient(
     if trans == "T":
         out = _conj(out)
     return out if batch else out[0]
+
+
+def parameters_gradient(matrix: Matrix, lam: Array, x: Array, trans: Trans) -> Array:
+    """Gradient of all that a matrix is given by (`Matrix.parameters`): what `values_gradient` gives, S's before it."""
+    batched = matrix.batch is not None
+    own = values_gradient(matrix.pattern, lam, x, trans, batched=batched, values=matrix.values)
+    if matrix.base is None:
+        return own
+    # A is the sum of S and U Vᴴ: its gradient is that of each.
+    return np.concatenate([values_gradient(matrix.base.pattern, lam, x, trans, batched=False).reshape(-1), own])
+
+
+def parameters_tangent_rhs(
+    matrix: Matrix, tangent: Array | None, x: Array | None, b_tangent: Array | None, trans: Trans
+) -> Array:
+    """`tangent_rhs` where all that a matrix is given by moves, along `tangent`, shaped like `Matrix.parameters`.
+
+    Raises:
+        InvalidShapeError: as of `tangent_rhs`.
+    """
+    if tangent is not None and matrix.base is not None:
+        if tangent.shape != matrix.parameters_shape:
+            raise InvalidShapeError(
+                f"the tangent of A has shape {tangent.shape}, its parameters {matrix.parameters_shape}"
+            )
+        size = tangent.size - matrix.values.size
+        of_base = tangent[:size].reshape(matrix.base.values.shape)
+        b_tangent, tangent = tangent_rhs(matrix.base.pattern, of_base, x, b_tangent, trans), tangent[size:]
+    return tangent_rhs(matrix.pattern, tangent, x, b_tangent, trans, values=matrix.values)
 
 
 def tangent_rhs(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidPatternError, InvalidShapeError
+from .kinds import UPDATE
 from .kinds import kind as kind_of
 from .kinds.base import Kind, Numbers, split
 
@@ -189,19 +190,24 @@ class StructuredPattern:
     """The parameters of a matrix that is given by them: their names and shapes.
 
     Args:
-        kind: one of `backsolve.kinds.names()`.
+        kind: one of `backsolve.kinds.names()`, or "update".
         dims: sizes, as the kind has them.
+        base: of an update `S + U Vᴴ` the pattern of S, whose entries are not among the parameters
+            here: a `Matrix` on this pattern holds U and V, and S as its `base`.
 
     Raises:
-        InvalidPatternError: no such kind, or sizes that it does not have.
+        InvalidPatternError: no such kind, sizes that it does not have, or a base that does not belong.
+        InvalidShapeError: S is not square, or has other rows than U.
     """
 
-    __slots__ = ("__weakref__", "_digest", "dims", "kind", "shape")
+    __slots__ = ("__weakref__", "_digest", "base", "dims", "kind", "shape")
 
     layout = "structured"
 
-    def __init__(self, kind: str, dims: Sequence[int]) -> None:
+    def __init__(self, kind: str, dims: Sequence[int], base: "Pattern | DensePattern | None" = None) -> None:
         self.kind: Kind = kind_of(kind)
+        if (base is not None) != (self.kind is UPDATE):
+            raise InvalidPatternError("an update stands on another matrix, and no other kind does")
         self.dims = tuple(int(size) for size in dims)
         if any(size < 0 for size in self.dims):
             raise InvalidPatternError("dims must not be negative")
@@ -210,6 +216,9 @@ class StructuredPattern:
         if n > INT32_MAX:
             raise InvalidPatternError(f"a structured matrix has at most {INT32_MAX} rows")
         self.shape = (n, n)
+        if base is not None and base.shape != self.shape:
+            raise InvalidShapeError(f"S has shape {base.shape}, U and V have {n} rows: S must be square, of as many")
+        self.base = base
         self._digest: bytes | None = None
 
     @property
@@ -248,16 +257,28 @@ class StructuredPattern:
 
     def same_as(self, other: object) -> bool:
         """Whether both have the same parameters."""
-        return isinstance(other, StructuredPattern) and (self.kind.name, self.dims) == (other.kind.name, other.dims)
+        if not isinstance(other, StructuredPattern) or (self.kind.name, self.dims) != (other.kind.name, other.dims):
+            return False
+        return self.base is None or self.base.same_as(other.base)
 
     def __repr__(self) -> str:
         return f"StructuredPattern({self.kind.name!r}, {self.dims})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (StructuredPattern, (self.kind.name, self.dims))
+        return (StructuredPattern, (self.kind.name, self.dims, self.base))
 
 
 AnyPattern = Pattern | DensePattern | StructuredPattern
+
+
+def parameters(pattern: AnyPattern) -> tuple[int, ...]:
+    """Shape of all that one matrix on this pattern is given by, and of its gradient.
+
+    The entries; of an update those of S, in one row with U and V.
+    """
+    if isinstance(pattern, StructuredPattern) and pattern.base is not None:
+        return (prod(pattern.base.entries) + pattern.nnz,)
+    return pattern.entries
 
 
 def checked_shape(shape: tuple[int, ...]) -> tuple[int, int]:

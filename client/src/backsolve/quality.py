@@ -71,7 +71,8 @@ def _residual(matrix: Matrix, x: Array, b: Array, trans: Trans) -> Array:
     if isinstance(pattern, StructuredPattern):
         columns = x[..., None] if matrix.is_vector(x) else x
         moved = apply(pattern.kind, NUMPY, pattern.split(matrix.values), columns, trans)
-        return np.asarray(b - moved.reshape(x.shape))
+        rest = np.asarray(b - moved.reshape(x.shape))
+        return rest if matrix.base is None else _residual(matrix.base, x, rest, trans)
     # What `tangent_rhs` forms for dA = A.
     return tangent_rhs(pattern, matrix.values, x, b, trans)
 

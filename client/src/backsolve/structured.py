@@ -12,10 +12,11 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from .canonical import Parametrised, as_array
+from .canonical import Canonical, Parametrised, PatternMemo, as_array, canonicalise, is_sparse, native
 from .errors import InvalidShapeError
+from .kinds import UPDATE
 from .kinds.base import NUMPY, apply, join
-from .matrix import Matrix
+from .matrix import Matrix, standing_on
 from .pattern import StructuredPattern
 from .types import Array
 
@@ -36,7 +37,7 @@ class Structured(Parametrised):
         """Every parameter that the kind has."""
 
     @abstractmethod
-    def _made(self, parts: dict[str, Array]) -> Self:
+    def _made(self, parts: dict[str, Any]) -> Self:
         """An object like this one out of a gradient of every parameter that the kind has."""
 
     @property
@@ -49,11 +50,23 @@ class Structured(Parametrised):
         """Common element type of the parameters."""
         return np.result_type(*self._parts().values())
 
-    def matrix(self, dtype: "np.dtype[Any] | None" = None) -> Matrix:
+    def matrix(self, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo | None = None) -> Matrix:
         """The canonical matrix: its parameters in one vector, a copy."""
         wanted = self.dtype if dtype is None else dtype
-        flat = np.asarray(join(NUMPY, self.pattern.parts, self._parts()))
-        return Matrix(self.pattern, flat.astype(wanted, copy=False))
+        below = self._below(wanted, memo)
+        pattern = self._pattern_on(below)
+        flat = np.asarray(join(NUMPY, pattern.parts, self._parts()))
+        return Matrix(pattern, flat.astype(wanted, copy=False), below)
+
+    def _below(self, dtype: "np.dtype[Any]", memo: PatternMemo | None) -> Matrix | None:
+        """The matrix that this one stands on, if it does."""
+        del dtype, memo
+        return None
+
+    def _pattern_on(self, below: Matrix | None) -> StructuredPattern:
+        """Kind and sizes, on the matrix that this one stands on."""
+        del below
+        return self.pattern
 
     def like(self, gradient: Array) -> Self:
         """An object of the same class that holds the gradient of each parameter.
@@ -63,7 +76,11 @@ class Structured(Parametrised):
         """
         if gradient.ndim != 1:
             raise InvalidShapeError(f"a gradient of shape {gradient.shape} belongs to a batch, this is one matrix")
-        return self._made(self.pattern.split(gradient))
+        return self._made(self._taken_apart(gradient))
+
+    def _taken_apart(self, gradient: Array) -> dict[str, Any]:
+        """The gradient of each parameter out of those of all."""
+        return self.pattern.split(gradient)
 
     def matvec(self, x: Any) -> Array:
         """`A x`; `x` is `[n]` or `[n, k]`."""
@@ -71,7 +88,11 @@ class Structured(Parametrised):
         if array.ndim not in (1, 2) or array.shape[0] != self.shape[1]:
             raise InvalidShapeError(f"x has shape {array.shape}; this matrix takes ({self.shape[1]},) or one with k")
         columns = array[:, None] if array.ndim == 1 else array
-        return np.asarray(apply(self.pattern.kind, NUMPY, self._parts(), columns, "N")).reshape(array.shape)
+        return self._product(columns).reshape(array.shape)
+
+    def _product(self, columns: Array) -> Array:
+        """`A x`; x is `[n, k]`."""
+        return np.asarray(apply(self.pattern.kind, NUMPY, self._parts(), columns, "N"))
 
     def __matmul__(self, x: Any) -> Array:
         return self.matvec(x)
@@ -221,3 +242,82 @@ class Toeplitz(Structured):
         above, column = parts["t"][: max(n - 1, 0)][::-1], parts["t"][max(n - 1, 0) :]
         row = np.concatenate([np.zeros(min(n, 1), dtype=above.dtype), above])
         return Toeplitz(column + np.conj(row)) if self.r is None else Toeplitz(column, row)
+
+
+@final
+class LowRankUpdate(Structured):
+    """`A = S + U Vᴴ`, solved with the factor of S by the Woodbury identity; S is never factorized again.
+
+    S keeps an identity of its own: plain solves with S, and every update of it, share one upload and
+    one factor. A solve costs one with S's factor and `4 n k` multiply-adds; the first one with these U
+    and V costs k solves more. `method=` names the method of S. Where S is far worse conditioned than
+    A, digits are lost: what the residual shows is refined, and what it cannot mend is told.
+
+    Args:
+        S: `[n, n]` array or SciPy sparse matrix; no batch.
+        U: `[n, k]`, k at most n; worth it while k is well below n.
+        V: `[n, k]`; None: U itself, so that A is Hermitian if S is. The gradient of U is then that of
+            both places in which it stands.
+
+    Raises:
+        InvalidShapeError: the shapes do not fit each other.
+        InvalidPatternError: k is above n.
+    """
+
+    def __init__(self, S: Any, U: Any, V: Any = None) -> None:
+        if isinstance(S, Parametrised):
+            raise InvalidShapeError("S must be an array or a sparse matrix: add the products to those of S instead")
+        self.S = S if is_sparse(S) else _parameter(S, "S", 2)
+        self.U = _parameter(U, "U", 2)
+        self.V = None if V is None else _parameter(V, "V", 2)
+        v = self.U if self.V is None else self.V
+        n = self.U.shape[0]
+        if tuple(self.S.shape) != (n, n) or v.shape != self.U.shape:
+            raise InvalidShapeError(
+                f"S has shape {tuple(self.S.shape)}, U {self.U.shape} and V {v.shape}: "
+                "they must be (n, n), (n, k) and (n, k)"
+            )
+        UPDATE.check(self.U.shape)
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes, and the pattern of S."""
+        return self._pattern_on(self._canonical().matrix)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, n)`."""
+        return (self.U.shape[0], self.U.shape[0])
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Common element type of S, U and V."""
+        return np.result_type(native(np.empty(0, self.S.dtype), "S"), *self._parts().values())
+
+    def _canonical(self, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo | None = None) -> Canonical:
+        return canonicalise(self.S, dtype, memo)
+
+    def _below(self, dtype: "np.dtype[Any]", memo: PatternMemo | None) -> Matrix | None:
+        return self._canonical(dtype, memo).matrix
+
+    def _pattern_on(self, below: Matrix | None) -> StructuredPattern:
+        return StructuredPattern(UPDATE.name, self.U.shape, standing_on(below))
+
+    def _parts(self) -> dict[str, Array]:
+        return {"U": self.U, "V": self.U if self.V is None else self.V}
+
+    def _taken_apart(self, gradient: Array) -> dict[str, Any]:
+        canonical = self._canonical()
+        pattern = self._pattern_on(canonical.matrix)
+        matrix = Matrix.of_parameters(pattern, gradient)
+        assert matrix.base is not None
+        return {"S": canonical.like_caller(matrix.base.values), **pattern.split(matrix.values)}
+
+    def _made(self, parts: dict[str, Any]) -> "LowRankUpdate":
+        if self.V is None:
+            return LowRankUpdate(parts["S"], parts["U"] + parts["V"])
+        return LowRankUpdate(parts["S"], parts["U"], parts["V"])
+
+    def _product(self, columns: Array) -> Array:
+        own = apply(UPDATE, NUMPY, self._parts(), columns, "N")
+        return np.asarray(self.S @ columns + own)

@@ -140,7 +140,7 @@ class EmbeddedTransport(Transport):
     def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
         """Hand a matrix over; its values are copied, since the caller may write to them later."""
         matrix = call.matrix
-        own = Matrix(matrix.pattern, np.array(matrix.values, order="C", copy=True))
+        own = Matrix(matrix.pattern, np.array(matrix.values, order="C", copy=True), matrix.base)
         return self.plane.put(PutCall(call.ref, own, call.values_only), _context(timeout))
 
     def find(self, refs: Sequence[MatrixRef], timeout: float | None) -> list[Holding]:

@@ -9,7 +9,7 @@ from .._protocol import Exchange, Steps
 from .._transports.base import JvpCall, SolveReply, VjpCall, VjpReply
 from ..canonical import Canonical, as_array, canonicalise
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, SolveError
-from ..gradient import tangent_rhs, values_gradient
+from ..gradient import parameters_gradient, parameters_tangent_rhs
 from ..matrix import Matrix
 from ..options import SolveOptions, make_options
 from ..pattern import check_square
@@ -69,9 +69,7 @@ def _gradients(
     if "values" in want and values is None:
         assert x is not None
         assert reply.b is not None
-        values = values_gradient(
-            matrix.pattern, reply.b, x, options.trans, batched=matrix.batch is not None, values=matrix.values
-        )
+        values = parameters_gradient(matrix, reply.b, x, options.trans)
     found = Quality(None, None)
     if rhs is not None:
         assert x is not None
@@ -115,7 +113,7 @@ def adjoint(
         if terms.on_failure == "raise":
             raise
         blank = without_answer(error, cotangent, options.method, terms.on_failure, _ADJOINT)
-        values = np.full_like(matrix.values, np.nan) if "values" in want else None
+        values = np.full(matrix.parameters_shape, np.nan, matrix.dtype) if "values" in want else None
         return Gradients(blank.x if "b" in want else None, values, blank.stats)
     lam = np.zeros(0, matrix.dtype) if reply.b is None else reply.b
     settled = settle(solution(SolveReply(lam, reply.certificate), hashed), terms.on_failure, _ADJOINT)
@@ -137,7 +135,7 @@ def jvp(
     matrix = canonical.matrix
     check_square(matrix.pattern)
     values = None if tangents is None else _values_tangent(matrix, tangents)
-    rhs = tangent_rhs(matrix.pattern, values, forward, moved, asked.trans, values=matrix.values)
+    rhs = parameters_tangent_rhs(matrix, values, forward, moved, asked.trans)
     return (yield from tangent(exchange, matrix, rhs, terms, asked))
 
 
@@ -165,7 +163,7 @@ def _values_tangent(matrix: Matrix, tangents: Matrix) -> Array:
         raise InvalidPatternError("A_tangent must have the stored entries of A, explicit zeros included")
     if tangents.values.shape != matrix.values.shape:
         raise InvalidShapeError(f"A_tangent has shape {tangents.values.shape}, A's values {matrix.values.shape}")
-    return tangents.values.astype(matrix.dtype, copy=False)
+    return tangents.parameters.astype(matrix.dtype, copy=False)
 
 
 def _check_want(want: tuple[Want, ...], values_on: str, x: Any) -> None:

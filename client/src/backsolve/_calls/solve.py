@@ -99,4 +99,4 @@ def hold(exchange: Exchange, A: Any, terms: Terms, options: SolveOptions) -> Hel
         raise InvalidOptionError("say trans in each solve of the handle, not when it is made", option="trans")
     asked = make_options(**options)
     canonical, _ = common(exchange.memo, A)
-    return Held(Matrix(canonical.matrix.pattern, canonical.matrix.values.copy()), asked, terms)
+    return Held(canonical.matrix.copy(), asked, terms)

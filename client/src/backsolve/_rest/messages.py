@@ -4,7 +4,7 @@ call    tensors                          document
 solve   b, x0                            matrix, options
 vjp     cotangent, x                     matrix, options, want
 jvp     x, b_tangent, values_tangent     matrix, options
-put     values, indptr, indices          layout, shape, kind, dims, values_only
+put     values, indptr, indices          layout, shape, kind, dims, base, values_only
 
 reply   tensors                          document
 solve   x, elements.*                    certificate
@@ -16,6 +16,7 @@ from typing import Any
 
 from .._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from ..errors import InvalidOptionError, InvalidShapeError, MalformedError
+from ..matrix import Matrix, standing_on
 from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from ..types import Array, MatrixRef, Options, Want
 from .body import Body, Message, encode
@@ -78,21 +79,38 @@ def put_body(call: PutCall) -> Body:
     pattern = call.matrix.pattern
     tensors = {"values": call.matrix.values}
     if isinstance(pattern, StructuredPattern):
-        return encode(tensors, {"layout": "structured", "kind": pattern.kind.name, "dims": list(pattern.dims)})
+        document: dict[str, Any] = {"layout": "structured", "kind": pattern.kind.name, "dims": list(pattern.dims)}
+        if call.matrix.base is not None:
+            document["base"] = call.matrix.base.ref.key
+        return encode(tensors, document)
     if isinstance(pattern, Pattern):
         tensors |= {"indptr": pattern.indptr, "indices": pattern.indices}
     return encode(tensors, {"layout": pattern.layout, "shape": list(pattern.shape)})
 
 
-def read_put(message: Message) -> tuple[AnyPattern | None, Array]:
+def put_base(message: Message) -> MatrixRef | None:
+    """The matrix that an upload says it stands on.
+
+    Raises:
+        MalformedError: that is no matrix's name.
+    """
+    named = message.document.get("base")
+    return None if named is None else ref_from_key(named)
+
+
+def read_put(message: Message, base: Matrix | None = None) -> tuple[AnyPattern | None, Array]:
     """Read an uploaded matrix: its pattern (None when only values were sent) and its values.
+
+    Args:
+        message: the body.
+        base: the matrix that `put_base` names.
 
     Raises:
         MalformedError: neither a whole matrix nor values alone.
         InvalidPatternError: the pattern is not canonical CSR.
     """
     document, tensors = message.document, message.tensors
-    check_keys(document, ("layout", "shape", "kind", "dims", "values_only"), "the body's document")
+    check_keys(document, ("layout", "shape", "kind", "dims", "base", "values_only"), "the body's document")
     check_keys(tensors, ("values", "indptr", "indices"), "the body")
     values = _needed(tensors, "values")
     if document.get("values_only"):
@@ -102,8 +120,8 @@ def read_put(message: Message) -> tuple[AnyPattern | None, Array]:
     layout = document.get("layout")
     if layout == "structured":
         check_keys(tensors, ("values",), "a structured matrix")
-        check_keys(document, ("layout", "kind", "dims"), "the document of a structured matrix")
-        return read_structured(document), values
+        check_keys(document, ("layout", "kind", "dims", "base"), "the document of a structured matrix")
+        return read_structured(document, base), values
     check_keys(document, ("layout", "shape", "values_only"), "the document of a dense or CSR matrix")
     shape = read_shape(document.get("shape"))
     if layout == "dense":
@@ -165,8 +183,8 @@ def read_shape(value: Any) -> tuple[int, int]:
     return (value[0], value[1])
 
 
-def read_structured(document: Mapping[str, Any]) -> StructuredPattern:
-    """A structured pattern out of JSON.
+def read_structured(document: Mapping[str, Any], base: Matrix | None = None) -> StructuredPattern:
+    """A structured pattern out of JSON; `base` is the matrix that it stands on.
 
     Raises:
         MalformedError: no name, or no list of sizes.
@@ -175,7 +193,7 @@ def read_structured(document: Mapping[str, Any]) -> StructuredPattern:
     kind, dims = document.get("kind"), document.get("dims")
     if not isinstance(kind, str) or not isinstance(dims, list) or not all(type(size) is int for size in dims):
         raise MalformedError('a structured matrix needs "kind", a name, and "dims", a list of integers')
-    return StructuredPattern(kind, dims)
+    return StructuredPattern(kind, dims, standing_on(base))
 
 
 def _document(ref: MatrixRef, options: Options) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import get_args
 
 from .._transports.base import JvpCall, PutCall, SolveCall, VjpCall
 from ..errors import InvalidOptionError, MalformedError
-from ..matrix import Matrix
+from ..matrix import Matrix, standing_on
 from ..options import KINDS
 from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
@@ -157,19 +157,33 @@ def encode_put(call: PutCall) -> tuple[solver.PutRequest, Arrays]:
             message.layout = solver.LAYOUT_STRUCTURED
             message.kind = pattern.kind.name
             message.dims.extend(pattern.dims)
+            if matrix.base is not None:
+                message.base.CopyFrom(encode_ref(matrix.base.ref))
     arrays["values"] = matrix.values
     for name, tensor in described(arrays).items():
         getattr(message, name).CopyFrom(tensor)
     return message, arrays
 
 
-def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | None) -> PutCall:
+def put_base(message: solver.PutRequest) -> MatrixRef | None:
+    """The matrix that an upload says it stands on.
+
+    Raises:
+        MalformedError: a digest of another length.
+    """
+    return decode_ref(message.base) if message.HasField("base") else None
+
+
+def decode_put(
+    message: solver.PutRequest, arrays: Given, held: AnyPattern | None, base: Matrix | None = None
+) -> PutCall:
     """An upload.
 
     Args:
         message: the announcement.
         arrays: what it announced.
         held: the pattern under `message.matrix.pattern`, for an upload of values alone.
+        base: the matrix under `message.base`, or the one that `held` stands on.
 
     Raises:
         MalformedError: an array is missing or there is one too many.
@@ -180,18 +194,18 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
     shape = (message.n, message.columns if message.HasField("columns") else message.n)
     indexed = {"indptr", "indices"} & set(arrays)
     if message.values_only:
-        fields = (message.layout, message.n, message.HasField("columns"), message.kind, message.dims)
-        if held is None or indexed or any(fields):
+        told = (message.layout, message.n, message.kind, message.dims)
+        if held is None or indexed or any(told) or message.HasField("columns") or message.HasField("base"):
             raise MalformedError(
                 "an upload of values alone takes its pattern by digest: leave out the pattern's fields"
             )
         pattern = held
     elif message.layout == solver.LAYOUT_STRUCTURED:
-        pattern = StructuredPattern(message.kind, message.dims)
+        pattern = StructuredPattern(message.kind, message.dims, standing_on(base))
         if indexed or message.n != pattern.n:
             raise MalformedError("a structured matrix has no indptr and no indices, and as many rows as dims say")
-    elif message.kind or message.dims:
-        raise MalformedError("kind and dims are of structured matrices alone")
+    elif message.kind or message.dims or message.HasField("base"):
+        raise MalformedError("kind, dims and base are of structured matrices alone")
     elif message.layout == solver.LAYOUT_DENSE:
         if indexed:
             raise MalformedError("a dense matrix has no indptr and no indices")
@@ -200,7 +214,7 @@ def decode_put(message: solver.PutRequest, arrays: Given, held: AnyPattern | Non
         pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), shape)
     else:
         raise MalformedError("layout must be CSR, DENSE or STRUCTURED")
-    return PutCall(decode_ref(message.matrix), Matrix(pattern, values), message.values_only)
+    return PutCall(decode_ref(message.matrix), Matrix(pattern, values, base), message.values_only)
 
 
 def present(**arrays: Array | None) -> Arrays:

@@ -8,12 +8,16 @@ from .circulant import Circulant
 from .kronecker import Kronecker
 from .low_rank import LowRank
 from .toeplitz import Toeplitz
+from .update import Update
 
 _KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (LowRank(), Kronecker(), Circulant(), Toeplitz())}
 
+UPDATE: Kind = Update()
+"""The one kind that stands on another matrix."""
+
 
 def names() -> tuple[str, ...]:
-    """Every kind."""
+    """Every kind that stands alone."""
     return tuple(_KINDS)
 
 
@@ -23,7 +27,8 @@ def kind(name: str) -> Kind:
     Raises:
         InvalidPatternError: there is none.
     """
-    found = _KINDS.get(name)
+    found = UPDATE if name == UPDATE.name else _KINDS.get(name)
     if found is None:
-        raise InvalidPatternError(f"this kind of structured matrix is not known: there are {', '.join(_KINDS)}")
+        known = ", ".join((*_KINDS, UPDATE.name))
+        raise InvalidPatternError(f"this kind of structured matrix is not known: there are {known}")
     return found

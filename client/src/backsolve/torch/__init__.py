@@ -13,13 +13,14 @@ tensors (there: `spsolve`, `splstsq`), `torch.compile(fullgraph=True)`.
 from .functional import solve, spsolve
 from .least_squares import lstsq, splstsq
 from .module import LinearSolve
-from .structured import Circulant, Kronecker, LowRankPlusDiagonal, Toeplitz
+from .structured import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz
 
 __all__ = [
     "Circulant",
     "Kronecker",
     "LinearSolve",
     "LowRankPlusDiagonal",
+    "LowRankUpdate",
     "Toeplitz",
     "lstsq",
     "solve",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..client import Client
 from ..errors import NotSupportedError
 from ..matrix import Matrix
-from ..pattern import AnyPattern
+from ..pattern import AnyPattern, StructuredPattern
 from ..retry import Timeout
 from ..types import Array, Certificate, OnFailure, Options, Trans
 
@@ -64,7 +64,7 @@ class System:
     def matrix(self, values: Tensor) -> Matrix:
         """The canonical matrix of `values`, hashed once for the tensor that the forward met."""
         if self._matrix is None or _stamp(values) != self._stamp:
-            return self.adopt(values, Matrix(self.pattern, to_array(values)))
+            return self.adopt(values, Matrix.of_parameters(self.pattern, to_array(values)))
         return self._matrix
 
     def adopt(self, values: Tensor, matrix: Matrix) -> Matrix:
@@ -126,6 +126,10 @@ class Request:
     def run(self, values: Tensor, rhs: Tensor, x0: Tensor | None) -> Tensor:
         """Solve. No derivative is recorded here; the answer shares no memory with the input."""
         system = self.system
+        if values.ndim > 1 and isinstance(system.pattern, StructuredPattern) and system.pattern.base is not None:
+            # A mapped update: each has its own S as far as can be seen, and S is cached under its own name.
+            starts = [None] * values.shape[0] if x0 is None else list(x0)
+            return torch.stack([self.run(*each) for each in zip(values, rhs, starts, strict=True)])
         x, phase, certificate = call(
             system.client,
             system.matrix(values),

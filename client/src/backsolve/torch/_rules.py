@@ -18,6 +18,7 @@ AD", 2008, section 2.3.1; the complex and transposed forms follow from ⟨λ, op
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -65,21 +66,37 @@ def values_gradient(
         values: of A; needed on a structured pattern alone.
 
     Returns:
-        `[..., nnz]`, or `[..., n, n]` for a dense A.
+        `[..., nnz]`, or `[..., n, n]` for a dense A; of an update that of S in a row, then those of U and V.
     """
-    if vectors:
-        lam, x = lam.unsqueeze(-1), x.unsqueeze(-1)
+    if isinstance(pattern, StructuredPattern) and pattern.base is not None and values is not None:
+        # A is the sum of S and U Vᴴ: its gradient is that of each.
+        size = prod(pattern.base.entries)
+        own = _structured_gradient(pattern, operator, _columns(lam, vectors), _columns(x, vectors), values[..., size:])
+        of_base = values_gradient(pattern.base, operator, lam, x, vectors)
+        return torch.cat([of_base.reshape(*own.shape[:-1], size), own], -1)
+    lam, x = _columns(lam, vectors), _columns(x, vectors)
     if isinstance(pattern, StructuredPattern):
-        with torch.autocast(lam.device.type, enabled=False):
-            parts = pull(pattern.kind, OPS, pattern.split(values), lam, x, operator)
-            gradient: Tensor = join(OPS, pattern.parts, parts)
-        resolved: Tensor = gradient.resolve_conj()
-        return resolved
+        return _structured_gradient(pattern, operator, lam, x, values)
     left, right = (lam, x) if operator in ("N", "C") else (x, lam)
     # Reduced precision must not enter through an enclosing autocast region.
     with torch.autocast(lam.device.type, enabled=False):
         found = outer(pattern, left, right)
     return -(found.conj() if operator in ("T", "C") else found).resolve_conj()
+
+
+def _structured_gradient(
+    pattern: StructuredPattern, operator: Operator, lam: Tensor, x: Tensor, values: Tensor | None
+) -> Tensor:
+    """Gradient of the parameters, from blocks of columns."""
+    with torch.autocast(lam.device.type, enabled=False):
+        parts = pull(pattern.kind, OPS, pattern.split(values), lam, x, operator)
+        gradient: Tensor = join(OPS, pattern.parts, parts)
+    resolved: Tensor = gradient.resolve_conj()
+    return resolved
+
+
+def _columns(tensor: Tensor, vectors: bool) -> Tensor:
+    return tensor.unsqueeze(-1) if vectors else tensor
 
 
 def tangent_rhs(
@@ -100,8 +117,14 @@ def tangent_rhs(
     """
     if dvalues is None:
         return torch.zeros_like(x) if db is None else db
+    if isinstance(pattern, StructuredPattern) and pattern.base is not None and values is not None:
+        entries = pattern.base.entries
+        size = prod(entries)
+        of_base = dvalues[..., :size].reshape(*dvalues.shape[:-1], *entries)
+        db = tangent_rhs(pattern.base, operator, of_base, x, db, vectors)
+        dvalues, values = dvalues[..., size:], values[..., size:]
     moved = dvalues.conj() if operator in ("H", "C") else dvalues
-    columns = x.unsqueeze(-1) if vectors else x
+    columns = _columns(x, vectors)
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(pattern, StructuredPattern):
             parts, direction = pattern.split(values), pattern.split(dvalues)

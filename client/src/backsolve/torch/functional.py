@@ -10,14 +10,14 @@ from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import KINDS, check_names, make_options
 from ..options import SolveOptions as CallOptions
-from ..pattern import AnyPattern, DensePattern, Pattern, check_square
+from ..pattern import AnyPattern, DensePattern, Pattern, check_square, parameters
 from ..retry import UNSET, Timeout
 from ..types import Certificate, OnFailure, Options
 from . import _compiled, _inputs, _sparse
 from ._function import apply
 from ._options import SolveOptions
 from ._request import Observer, Request, System
-from .structured import Structured
+from .structured import LowRankUpdate, Structured
 
 
 @overload
@@ -61,7 +61,8 @@ def solve(
 
     Args:
         A: `[*batch, n, n]` dense, `[n, n]` sparse COO, CSR or CSC, or a structured matrix of this
-            package such as `LowRankPlusDiagonal`, whose parameters receive the gradient.
+            package such as `LowRankPlusDiagonal`, whose parameters receive the gradient. A
+            `LowRankUpdate` not inside `torch.compile`.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's type and device.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
@@ -89,6 +90,8 @@ def solve(
     asked = _options(**options)
     pattern: AnyPattern
     if isinstance(A, Structured):
+        if isinstance(A, LowRankUpdate) and torch.compiler.is_compiling():
+            raise NotSupportedError("torch.compile cannot hold an update: solve with it outside the graph")
         values, pattern, b = _inputs.tensor(A.values(), "A"), A.pattern, _inputs.tensor(b, "b")
         _inputs.pair(values, b, "A")
         return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
@@ -191,7 +194,7 @@ def _solve(
     check_square(pattern)
     # Detached: the answer does not depend on where the iteration began.
     start = None if x0 is None else _inputs.tensor(x0, "x0").detach().to(b)
-    batch = _inputs.batch(values, b, start, pattern.entries, pattern.n, name)
+    batch = _inputs.batch(values, b, start, parameters(pattern), pattern.n, name)
     if torch.compiler.is_compiling():
         if return_stats or observe is not None:
             raise InvalidOptionError("return_stats and observe do not work inside torch.compile: a graph holds tensors")

@@ -6,11 +6,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..errors import InvalidDtypeError, InvalidShapeError
+from ..errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError
+from ..kinds import UPDATE
 from ..kinds.base import apply, join
-from ..pattern import StructuredPattern
+from ..pattern import DensePattern, Pattern, StructuredPattern
 from ._inputs import tensor
-from ._rules import OPS
+from ._rules import OPS, product
+from ._sparse import extract
 
 
 class Structured(ABC):
@@ -45,8 +47,12 @@ class Structured(ABC):
         if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
             raise InvalidShapeError(f"x has shape {tuple(x.shape)}; this matrix has {self.shape[1]} columns")
         columns = x.unsqueeze(-1) if x.ndim == 1 else x
+        return self._product(columns).reshape(x.shape)
+
+    def _product(self, columns: Tensor) -> Tensor:
+        """`A x`; x is `[n, k]`."""
         product: Tensor = apply(self.pattern.kind, OPS, self._parts(), columns, "N")
-        return product.resolve_conj().reshape(x.shape)
+        return product.resolve_conj()
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.matvec(x)
@@ -185,3 +191,67 @@ class Toeplitz(Structured):
 
     def _parts(self) -> dict[str, Tensor]:
         return {"t": torch.cat([self.r[1:].flip(0), self.c])}
+
+
+@final
+class LowRankUpdate(Structured):
+    """`A = S + U Vᴴ`, solved with the factor of S, which plain solves and other updates of S share.
+
+    The gradient of a sparse S has its layout and entries. `torch.func.vmap` over S, U or V asks for
+    one matrix after the other.
+
+    Args:
+        S: `[n, n]`, dense or sparse COO, CSR or CSC; with `pattern` the `[nnz]` numbers on it. PyTorch's
+            sparse tensors can be differentiated once: for second derivatives give numbers and pattern.
+        U: `[n, k]`, k at most n.
+        V: `[n, k]`; None: U itself.
+        pattern: where the numbers of a sparse S are, as for `spsolve`.
+
+    Raises:
+        InvalidShapeError, InvalidDtypeError, InvalidPatternError: they do not fit each other.
+    """
+
+    def __init__(self, S: Tensor, U: Tensor, V: Tensor | None = None, *, pattern: Pattern | None = None) -> None:
+        _parameters(U=(U, 2), V=(U if V is None else V, 2))
+        self.S, self.U, self.V = tensor(S, "S"), U, U if V is None else V
+        self._entries, self._below = _base(S, pattern)
+        if self._below.shape != (U.shape[0], U.shape[0]) or self.V.shape != U.shape:
+            raise InvalidShapeError(
+                f"S has shape {self._below.shape}, U {tuple(U.shape)} and V {tuple(self.V.shape)}: "
+                "they must be (n, n), (n, k) and (n, k)"
+            )
+        if S.dtype != U.dtype or S.device != U.device:
+            raise InvalidDtypeError(f"S is {S.dtype} on {S.device}, U and V are {U.dtype} on {U.device}: convert one")
+        self._pattern = StructuredPattern(UPDATE.name, tuple(U.shape), self._below)
+
+    @property
+    def pattern(self) -> StructuredPattern:
+        """Kind and sizes, and the pattern of S."""
+        return self._pattern
+
+    def values(self) -> Tensor:
+        """The entries of S, then U and V, in one vector, differentiably."""
+        own: Tensor = join(OPS, self.pattern.parts, self._parts())
+        return torch.cat([self._entries.reshape(-1), own])
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"U": self.U, "V": self.V}
+
+    def _product(self, columns: Tensor) -> Tensor:
+        own: Tensor = apply(UPDATE, OPS, self._parts(), columns, "N")
+        return product(self._below, self._entries, columns, transposed=False) + own.resolve_conj()
+
+
+def _base(S: Tensor, pattern: Pattern | None) -> tuple[Tensor, Pattern | DensePattern]:
+    """The entries of S, and where they are."""
+    if pattern is not None:
+        if not isinstance(pattern, Pattern):
+            raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(S)")
+        if S.layout is not torch.strided or tuple(S.shape) != pattern.entries:
+            raise InvalidShapeError(f"S has shape {tuple(S.shape)}, the pattern needs {pattern.entries} numbers")
+        return S, pattern
+    if S.layout is not torch.strided:
+        return extract(S)
+    if S.ndim != 2:
+        raise InvalidShapeError(f"S must be [n, n], its shape is {tuple(S.shape)}: a batch is not taken")
+    return S, DensePattern((S.shape[0], S.shape[1]))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from backsolve.v1 import types_pb2 as backsolve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61\x63ksolve/v1/solver.proto\x12\x0c\x62\x61\x63ksolve.v1\x1a\x18\x62\x61\x63ksolve/v1/types.proto\"\xca\x01\n\x0cSolveRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12!\n\x03rhs\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12 \n\x02x0\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\"`\n\rSolveResponse\x12\x1f\n\x01x\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xc9\x01\n\nVjpRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12\'\n\tcotangent\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\x1f\n\x01x\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12 \n\x04want\x18\x05 \x03(\x0e\x32\x12.backsolve.v1.Want\"\x84\x01\n\x0bVjpResponse\x12\x1f\n\x01\x62\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x02 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xd5\x01\n\nJvpRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12\x1f\n\x01x\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\'\n\tb_tangent\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12,\n\x0evalues_tangent\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\"^\n\x0bJvpResponse\x12\x1f\n\x01x\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xac\x02\n\nPutRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12$\n\x06layout\x18\x02 \x01(\x0e\x32\x14.backsolve.v1.Layout\x12\t\n\x01n\x18\x03 \x01(\x03\x12\x13\n\x0bvalues_only\x18\x04 \x01(\x08\x12$\n\x06indptr\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12%\n\x07indices\x18\x06 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\x14\n\x07\x63olumns\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04kind\x18\t \x01(\t\x12\x0c\n\x04\x64ims\x18\n \x03(\x03\x42\n\n\x08_columns\"6\n\x0bPutResponse\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\"8\n\x0b\x46indRequest\x12)\n\x08matrices\x18\x01 \x03(\x0b\x32\x17.backsolve.v1.MatrixRef\"7\n\x0c\x46indResponse\x12\'\n\x08holdings\x18\x01 \x03(\x0e\x32\x15.backsolve.v1.Holding\"9\n\x0eReleaseRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\"\x11\n\x0fReleaseResponse\"\x07\n\x05Ready\"5\n\x05\x43hunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"7\n\x0c\x45lementsPart\x12\'\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x15.backsolve.v1.Element\"\xbc\x03\n\x05\x46rame\x12+\n\x05solve\x18\x01 \x01(\x0b\x32\x1a.backsolve.v1.SolveRequestH\x00\x12\'\n\x03vjp\x18\x02 \x01(\x0b\x32\x18.backsolve.v1.VjpRequestH\x00\x12\'\n\x03jvp\x18\x03 \x01(\x0b\x32\x18.backsolve.v1.JvpRequestH\x00\x12\'\n\x03put\x18\x04 \x01(\x0b\x32\x18.backsolve.v1.PutRequestH\x00\x12$\n\x05ready\x18\x05 \x01(\x0b\x32\x13.backsolve.v1.ReadyH\x00\x12$\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x13.backsolve.v1.ChunkH\x00\x12-\n\x06solved\x18\x07 \x01(\x0b\x32\x1b.backsolve.v1.SolveResponseH\x00\x12+\n\x06pulled\x18\x08 \x01(\x0b\x32\x19.backsolve.v1.VjpResponseH\x00\x12+\n\x06pushed\x18\t \x01(\x0b\x32\x19.backsolve.v1.JvpResponseH\x00\x12.\n\x08\x65lements\x18\n \x01(\x0b\x32\x1a.backsolve.v1.ElementsPartH\x00\x42\x06\n\x04kind\"\x16\n\x14GetServerInfoRequest\">\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x19\n\x11max_payload_bytes\x18\x02 \x01(\x04\"\xae\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x02 \x03(\t\x12\x16\n\x0e\x64igest_version\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0e\n\x06\x64types\x18\x06 \x03(\t\x12\x0f\n\x07methods\x18\x07 \x03(\t\x12\x17\n\x0fpreconditioners\x18\x08 \x03(\t\x12$\n\x06limits\x18\t \x01(\x0b\x32\x14.backsolve.v1.Limits\x12\x12\n\nextensions\x18\n \x03(\t\x12\x16\n\thttp_port\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x16\n\tgrpc_port\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x43\n\x08versions\x18\r \x03(\x0b\x32\x31.backsolve.v1.GetServerInfoResponse.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_http_portB\x0c\n\n_grpc_port\"\x11\n\x0fGetStatsRequest\"\x83\x01\n\x10GetStatsResponse\x12>\n\x08\x63ounters\x18\x01 \x03(\x0b\x32,.backsolve.v1.GetStatsResponse.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*s\n\x07Holding\x12\x17\n\x13HOLDING_UNSPECIFIED\x10\x00\x12\x12\n\x0eHOLDING_ABSENT\x10\x01\x12\x13\n\x0fHOLDING_PATTERN\x10\x02\x12\x12\n\x0eHOLDING_VALUES\x10\x03\x12\x12\n\x0eHOLDING_FACTOR\x10\x04*9\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\n\n\x06WANT_B\x10\x01\x12\x0f\n\x0bWANT_VALUES\x10\x02*Y\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0e\n\nLAYOUT_CSR\x10\x01\x12\x10\n\x0cLAYOUT_DENSE\x10\x02\x12\x15\n\x11LAYOUT_STRUCTURED\x10\x03\x32\x9a\x04\n\x06Solver\x12@\n\x05Solve\x12\x1a.backsolve.v1.SolveRequest\x1a\x1b.backsolve.v1.SolveResponse\x12:\n\x03Vjp\x12\x18.backsolve.v1.VjpRequest\x1a\x19.backsolve.v1.VjpResponse\x12:\n\x03Jvp\x12\x18.backsolve.v1.JvpRequest\x1a\x19.backsolve.v1.JvpResponse\x12;\n\x0bSolveStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12\x39\n\tVjpStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12\x39\n\tJvpStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12X\n\rGetServerInfo\x12\".backsolve.v1.GetServerInfoRequest\x1a#.backsolve.v1.GetServerInfoResponse\x12I\n\x08GetStats\x12\x1d.backsolve.v1.GetStatsRequest\x1a\x1e.backsolve.v1.GetStatsResponse2\xca\x01\n\x08Matrices\x12=\n\x04\x46ind\x12\x19.backsolve.v1.FindRequest\x1a\x1a.backsolve.v1.FindResponse\x12\x37\n\x03Put\x12\x13.backsolve.v1.Frame\x1a\x19.backsolve.v1.PutResponse(\x01\x12\x46\n\x07Release\x12\x1c.backsolve.v1.ReleaseRequest\x1a\x1d.backsolve.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61\x63ksolve/v1/solver.proto\x12\x0c\x62\x61\x63ksolve.v1\x1a\x18\x62\x61\x63ksolve/v1/types.proto\"\xca\x01\n\x0cSolveRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12!\n\x03rhs\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12 \n\x02x0\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\"`\n\rSolveResponse\x12\x1f\n\x01x\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xc9\x01\n\nVjpRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12\'\n\tcotangent\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\x1f\n\x01x\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12 \n\x04want\x18\x05 \x03(\x0e\x32\x12.backsolve.v1.Want\"\x84\x01\n\x0bVjpResponse\x12\x1f\n\x01\x62\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x02 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xd5\x01\n\nJvpRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.backsolve.v1.Options\x12\x1f\n\x01x\x18\x03 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\'\n\tb_tangent\x18\x04 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12,\n\x0evalues_tangent\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\"^\n\x0bJvpResponse\x12\x1f\n\x01x\x18\x01 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.backsolve.v1.Certificate\"\xd3\x02\n\nPutRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\x12$\n\x06layout\x18\x02 \x01(\x0e\x32\x14.backsolve.v1.Layout\x12\t\n\x01n\x18\x03 \x01(\x03\x12\x13\n\x0bvalues_only\x18\x04 \x01(\x08\x12$\n\x06indptr\x18\x05 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12%\n\x07indices\x18\x06 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.backsolve.v1.Tensor\x12\x14\n\x07\x63olumns\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04kind\x18\t \x01(\t\x12\x0c\n\x04\x64ims\x18\n \x03(\x03\x12%\n\x04\x62\x61se\x18\x0b \x01(\x0b\x32\x17.backsolve.v1.MatrixRefB\n\n\x08_columns\"6\n\x0bPutResponse\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\"8\n\x0b\x46indRequest\x12)\n\x08matrices\x18\x01 \x03(\x0b\x32\x17.backsolve.v1.MatrixRef\"7\n\x0c\x46indResponse\x12\'\n\x08holdings\x18\x01 \x03(\x0e\x32\x15.backsolve.v1.Holding\"9\n\x0eReleaseRequest\x12\'\n\x06matrix\x18\x01 \x01(\x0b\x32\x17.backsolve.v1.MatrixRef\"\x11\n\x0fReleaseResponse\"\x07\n\x05Ready\"5\n\x05\x43hunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"7\n\x0c\x45lementsPart\x12\'\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x15.backsolve.v1.Element\"\xbc\x03\n\x05\x46rame\x12+\n\x05solve\x18\x01 \x01(\x0b\x32\x1a.backsolve.v1.SolveRequestH\x00\x12\'\n\x03vjp\x18\x02 \x01(\x0b\x32\x18.backsolve.v1.VjpRequestH\x00\x12\'\n\x03jvp\x18\x03 \x01(\x0b\x32\x18.backsolve.v1.JvpRequestH\x00\x12\'\n\x03put\x18\x04 \x01(\x0b\x32\x18.backsolve.v1.PutRequestH\x00\x12$\n\x05ready\x18\x05 \x01(\x0b\x32\x13.backsolve.v1.ReadyH\x00\x12$\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x13.backsolve.v1.ChunkH\x00\x12-\n\x06solved\x18\x07 \x01(\x0b\x32\x1b.backsolve.v1.SolveResponseH\x00\x12+\n\x06pulled\x18\x08 \x01(\x0b\x32\x19.backsolve.v1.VjpResponseH\x00\x12+\n\x06pushed\x18\t \x01(\x0b\x32\x19.backsolve.v1.JvpResponseH\x00\x12.\n\x08\x65lements\x18\n \x01(\x0b\x32\x1a.backsolve.v1.ElementsPartH\x00\x42\x06\n\x04kind\"\x16\n\x14GetServerInfoRequest\">\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x19\n\x11max_payload_bytes\x18\x02 \x01(\x04\"\xae\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x02 \x03(\t\x12\x16\n\x0e\x64igest_version\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0e\n\x06\x64types\x18\x06 \x03(\t\x12\x0f\n\x07methods\x18\x07 \x03(\t\x12\x17\n\x0fpreconditioners\x18\x08 \x03(\t\x12$\n\x06limits\x18\t \x01(\x0b\x32\x14.backsolve.v1.Limits\x12\x12\n\nextensions\x18\n \x03(\t\x12\x16\n\thttp_port\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x16\n\tgrpc_port\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x43\n\x08versions\x18\r \x03(\x0b\x32\x31.backsolve.v1.GetServerInfoResponse.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_http_portB\x0c\n\n_grpc_port\"\x11\n\x0fGetStatsRequest\"\x83\x01\n\x10GetStatsResponse\x12>\n\x08\x63ounters\x18\x01 \x03(\x0b\x32,.backsolve.v1.GetStatsResponse.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*s\n\x07Holding\x12\x17\n\x13HOLDING_UNSPECIFIED\x10\x00\x12\x12\n\x0eHOLDING_ABSENT\x10\x01\x12\x13\n\x0fHOLDING_PATTERN\x10\x02\x12\x12\n\x0eHOLDING_VALUES\x10\x03\x12\x12\n\x0eHOLDING_FACTOR\x10\x04*9\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\n\n\x06WANT_B\x10\x01\x12\x0f\n\x0bWANT_VALUES\x10\x02*Y\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0e\n\nLAYOUT_CSR\x10\x01\x12\x10\n\x0cLAYOUT_DENSE\x10\x02\x12\x15\n\x11LAYOUT_STRUCTURED\x10\x03\x32\x9a\x04\n\x06Solver\x12@\n\x05Solve\x12\x1a.backsolve.v1.SolveRequest\x1a\x1b.backsolve.v1.SolveResponse\x12:\n\x03Vjp\x12\x18.backsolve.v1.VjpRequest\x1a\x19.backsolve.v1.VjpResponse\x12:\n\x03Jvp\x12\x18.backsolve.v1.JvpRequest\x1a\x19.backsolve.v1.JvpResponse\x12;\n\x0bSolveStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12\x39\n\tVjpStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12\x39\n\tJvpStream\x12\x13.backsolve.v1.Frame\x1a\x13.backsolve.v1.Frame(\x01\x30\x01\x12X\n\rGetServerInfo\x12\".backsolve.v1.GetServerInfoRequest\x1a#.backsolve.v1.GetServerInfoResponse\x12I\n\x08GetStats\x12\x1d.backsolve.v1.GetStatsRequest\x1a\x1e.backsolve.v1.GetStatsResponse2\xca\x01\n\x08Matrices\x12=\n\x04\x46ind\x12\x19.backsolve.v1.FindRequest\x1a\x1a.backsolve.v1.FindResponse\x12\x37\n\x03Put\x12\x13.backsolve.v1.Frame\x1a\x19.backsolve.v1.PutResponse(\x01\x12\x46\n\x07Release\x12\x1c.backsolve.v1.ReleaseRequest\x1a\x1d.backsolve.v1.ReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_HOLDING']._serialized_start=2817
-  _globals['_HOLDING']._serialized_end=2932
-  _globals['_WANT']._serialized_start=2934
-  _globals['_WANT']._serialized_end=2991
-  _globals['_LAYOUT']._serialized_start=2993
-  _globals['_LAYOUT']._serialized_end=3082
+  _globals['_HOLDING']._serialized_start=2856
+  _globals['_HOLDING']._serialized_end=2971
+  _globals['_WANT']._serialized_start=2973
+  _globals['_WANT']._serialized_end=3030
+  _globals['_LAYOUT']._serialized_start=3032
+  _globals['_LAYOUT']._serialized_end=3121
   _globals['_SOLVEREQUEST']._serialized_start=70
   _globals['_SOLVEREQUEST']._serialized_end=272
   _globals['_SOLVERESPONSE']._serialized_start=274
@@ -55,41 +55,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JVPRESPONSE']._serialized_start=927
   _globals['_JVPRESPONSE']._serialized_end=1021
   _globals['_PUTREQUEST']._serialized_start=1024
-  _globals['_PUTREQUEST']._serialized_end=1324
-  _globals['_PUTRESPONSE']._serialized_start=1326
-  _globals['_PUTRESPONSE']._serialized_end=1380
-  _globals['_FINDREQUEST']._serialized_start=1382
-  _globals['_FINDREQUEST']._serialized_end=1438
-  _globals['_FINDRESPONSE']._serialized_start=1440
-  _globals['_FINDRESPONSE']._serialized_end=1495
-  _globals['_RELEASEREQUEST']._serialized_start=1497
-  _globals['_RELEASEREQUEST']._serialized_end=1554
-  _globals['_RELEASERESPONSE']._serialized_start=1556
-  _globals['_RELEASERESPONSE']._serialized_end=1573
-  _globals['_READY']._serialized_start=1575
-  _globals['_READY']._serialized_end=1582
-  _globals['_CHUNK']._serialized_start=1584
-  _globals['_CHUNK']._serialized_end=1637
-  _globals['_ELEMENTSPART']._serialized_start=1639
-  _globals['_ELEMENTSPART']._serialized_end=1694
-  _globals['_FRAME']._serialized_start=1697
-  _globals['_FRAME']._serialized_end=2141
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2143
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2165
-  _globals['_LIMITS']._serialized_start=2167
-  _globals['_LIMITS']._serialized_end=2229
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2232
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2662
-  _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_start=2587
-  _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_end=2634
-  _globals['_GETSTATSREQUEST']._serialized_start=2664
-  _globals['_GETSTATSREQUEST']._serialized_end=2681
-  _globals['_GETSTATSRESPONSE']._serialized_start=2684
-  _globals['_GETSTATSRESPONSE']._serialized_end=2815
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=2768
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=2815
-  _globals['_SOLVER']._serialized_start=3085
-  _globals['_SOLVER']._serialized_end=3623
-  _globals['_MATRICES']._serialized_start=3626
-  _globals['_MATRICES']._serialized_end=3828
+  _globals['_PUTREQUEST']._serialized_end=1363
+  _globals['_PUTRESPONSE']._serialized_start=1365
+  _globals['_PUTRESPONSE']._serialized_end=1419
+  _globals['_FINDREQUEST']._serialized_start=1421
+  _globals['_FINDREQUEST']._serialized_end=1477
+  _globals['_FINDRESPONSE']._serialized_start=1479
+  _globals['_FINDRESPONSE']._serialized_end=1534
+  _globals['_RELEASEREQUEST']._serialized_start=1536
+  _globals['_RELEASEREQUEST']._serialized_end=1593
+  _globals['_RELEASERESPONSE']._serialized_start=1595
+  _globals['_RELEASERESPONSE']._serialized_end=1612
+  _globals['_READY']._serialized_start=1614
+  _globals['_READY']._serialized_end=1621
+  _globals['_CHUNK']._serialized_start=1623
+  _globals['_CHUNK']._serialized_end=1676
+  _globals['_ELEMENTSPART']._serialized_start=1678
+  _globals['_ELEMENTSPART']._serialized_end=1733
+  _globals['_FRAME']._serialized_start=1736
+  _globals['_FRAME']._serialized_end=2180
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2182
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2204
+  _globals['_LIMITS']._serialized_start=2206
+  _globals['_LIMITS']._serialized_end=2268
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2271
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2701
+  _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_start=2626
+  _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_end=2673
+  _globals['_GETSTATSREQUEST']._serialized_start=2703
+  _globals['_GETSTATSREQUEST']._serialized_end=2720
+  _globals['_GETSTATSRESPONSE']._serialized_start=2723
+  _globals['_GETSTATSRESPONSE']._serialized_end=2854
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=2807
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=2854
+  _globals['_SOLVER']._serialized_start=3124
+  _globals['_SOLVER']._serialized_end=3662
+  _globals['_MATRICES']._serialized_start=3665
+  _globals['_MATRICES']._serialized_end=3867
 # @@protoc_insertion_point(module_scope)

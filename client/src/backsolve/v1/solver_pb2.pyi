@@ -110,7 +110,7 @@ class JvpResponse(_message.Message):
     def __init__(self, x: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., certificate: _Optional[_Union[_types_pb2.Certificate, _Mapping]] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "columns", "kind", "dims")
+    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "columns", "kind", "dims", "base")
     MATRIX_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class PutRequest(_message.Message):
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     matrix: _types_pb2.MatrixRef
     layout: Layout
     n: int
@@ -131,7 +132,8 @@ class PutRequest(_message.Message):
     columns: int
     kind: str
     dims: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., columns: _Optional[int] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
+    base: _types_pb2.MatrixRef
+    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., columns: _Optional[int] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ..., base: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("matrix",)

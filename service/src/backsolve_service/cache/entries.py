@@ -1,4 +1,4 @@
-"""What the cache holds: patterns, the matrices on them, and the factors of those.
+"""What the cache holds: patterns, the matrices on them, the factors of those, and the updates that stand on them.
 
 Fields are written by `FactorCache` alone, under its lock; others read `pattern`, `facts`,
 `operand` and `structure`, which never change.
@@ -79,16 +79,28 @@ class Entry(ABC):
 
 @final
 class FactorEntry(Entry, Generic[R]):
-    """One factor of one matrix, somewhere on a worker."""
+    """One factor of one matrix, somewhere on a worker.
+
+    Attributes:
+        matrix: the entry of the matrix.
+        spec: what it was built with.
+        ref: where it is.
+        base: of an update, the factor that it solves with; on the same worker.
+        updates: the factors of updates that solve with this one.
+    """
 
     level: Level = "factor"
 
-    def __init__(self, matrix: "MatrixEntry[R]", spec: FactorSpec, ref: R, cost: float) -> None:
+    def __init__(
+        self, matrix: "MatrixEntry[R]", spec: FactorSpec, ref: R, cost: float, base: "FactorEntry[R] | None" = None
+    ) -> None:
         super().__init__(ref.nbytes - ref.device_nbytes, cost)
         self.device_nbytes = ref.device_nbytes
         self.matrix = matrix
         self.spec = spec
         self.ref = ref
+        self.base = base
+        self.updates: set[FactorEntry[R]] = set()
 
     @property
     def away(self) -> bool:
@@ -97,8 +109,8 @@ class FactorEntry(Entry, Generic[R]):
 
     @property
     def evictable(self) -> bool:
-        """A factor is in use while its matrix is."""
-        return self.live and not self.matrix.pins
+        """A factor is in use while its matrix is; those of updates that solve with it go first."""
+        return self.live and not self.matrix.pins and not self.updates
 
     @property
     def superseded(self) -> bool:
@@ -117,7 +129,8 @@ class MatrixEntry(Entry, Generic[R]):
         structure: what `engine/structure.py` found of them.
         factors: by what they were built with.
         failures: why a factor cannot be built: the same values will fail again.
-        pins: calls and builds that use it now.
+        updates: the patterns of updates that stand on it, by their digests.
+        pins: calls and builds that use it, or an update of it, now.
     """
 
     level: Level = "matrix"
@@ -132,6 +145,7 @@ class MatrixEntry(Entry, Generic[R]):
         self.structure = structure
         self.factors: dict[FactorSpec, FactorEntry[R]] = {}
         self.failures: dict[FactorSpec, BacksolveError] = {}
+        self.updates: dict[bytes, PatternEntry[R]] = {}
         self.pins = 0
         self.newer_came = False
         self.recurring = False
@@ -143,8 +157,8 @@ class MatrixEntry(Entry, Generic[R]):
 
     @property
     def evictable(self) -> bool:
-        """Its factors go first."""
-        return self.live and not self.pins and not self.factors
+        """Its factors go first, and the updates that stand on it."""
+        return self.live and not self.pins and not self.factors and not self.updates
 
     @property
     def superseded(self) -> bool:
@@ -164,12 +178,21 @@ class PatternEntry(Entry, Generic[R]):
         symbolics: by method (and whatever else tells them apart).
         failures: why a method cannot analyse it (structurally singular).
         matrices: by the digest of their values.
+        base: of updates, the matrix that they stand on.
         pins: calls and builds that use it now.
     """
 
     level: Level = "pattern"
 
-    def __init__(self, tenant: str, digest: bytes, pattern: AnyPattern, facts: PatternFacts, cost: float) -> None:
+    def __init__(
+        self,
+        tenant: str,
+        digest: bytes,
+        pattern: AnyPattern,
+        facts: PatternFacts,
+        cost: float,
+        base: MatrixEntry[R] | None = None,
+    ) -> None:
         super().__init__(pattern.nbytes, cost)
         self.tenant = tenant
         self.digest = digest
@@ -179,6 +202,7 @@ class PatternEntry(Entry, Generic[R]):
         self.failures: dict[Hashable, BacksolveError] = {}
         self.matrices: dict[bytes, MatrixEntry[R]] = {}
         self.newest: MatrixEntry[R] | None = None
+        self.base = base
         self.pins = 0
 
     @property

@@ -63,13 +63,21 @@ class Shelf(Generic[R]):
     def shelve_pattern(self, entry: PatternEntry[R]) -> PatternEntry[R]:
         """Take a pattern in; if its place is taken, the entry that is there stays.
 
+        That of updates brings the matrix that they stand on.
+
         Raises:
             MemoryBudgetError: there is no room for it.
         """
         there = self._patterns.get((entry.tenant, entry.digest))
         if there is not None:
             return there
-        self._take_in(entry)
+        if entry.base is None:
+            self._take_in(entry)
+        else:
+            entry.base = self.shelve_matrix(entry.base)
+            with self._held(entry.base):
+                self._take_in(entry)
+            entry.base.updates[entry.digest] = entry
         self._patterns[entry.tenant, entry.digest] = entry
         return entry
 
@@ -93,13 +101,15 @@ class Shelf(Generic[R]):
         pattern.newest = entry
         return entry
 
-    def shelve_factor(self, matrix: MatrixEntry[R], spec: FactorSpec, made: Made[R]) -> None:
+    def shelve_factor(
+        self, matrix: MatrixEntry[R], spec: FactorSpec, made: Made[R], base: FactorEntry[R] | None = None
+    ) -> None:
         """Take a factor in; the matrix is pinned.
 
         Raises:
             MemoryBudgetError, DeviceOutOfMemoryError: there is no room for it; it is freed.
         """
-        entry = FactorEntry(matrix, spec, made.value, made.seconds_run)
+        entry = FactorEntry(matrix, spec, made.value, made.seconds_run, base)
         try:
             self.make_device_room(entry.device_nbytes)
             self._take_in(entry)
@@ -107,6 +117,8 @@ class Shelf(Generic[R]):
             self.unfreed.append(made.value)
             raise
         matrix.factors[spec] = entry
+        if base is not None:
+            base.updates.add(entry)
 
     def release(self, matrix: MatrixEntry[R]) -> None:
         """Let a matrix go first, unless it is used again."""
@@ -115,12 +127,18 @@ class Shelf(Generic[R]):
             self._queue.offer(entry)
 
     def pin(self, entry: MatrixEntry[R] | PatternEntry[R]) -> None:
-        """Begin a use."""
+        """Begin a use; of an update, of what it stands on as well."""
         entry.pins += 1
         self._pinned.add(entry)
+        base = _base(entry)
+        if base is not None:
+            self.pin(base)
 
     def unpin(self, entry: MatrixEntry[R] | PatternEntry[R]) -> None:
         """End a use; with the last one the entry may be evicted again."""
+        base = _base(entry)
+        if base is not None:
+            self.unpin(base)
         entry.pins -= 1
         if entry.pins:
             return
@@ -204,6 +222,7 @@ class Shelf(Generic[R]):
         for entry in gone:
             entry.live = False
             del entry.matrix.factors[entry.spec]
+            self._part(entry)
             self.ledger.remove(entry.level, entry.nbytes, entry.device_nbytes)
             self.ledger.evicted("lost")
             self._queue.offer(entry.matrix)
@@ -221,6 +240,7 @@ class Shelf(Generic[R]):
         entry.live = False
         if isinstance(entry, FactorEntry):
             del entry.matrix.factors[entry.spec]
+            self._part(entry)
             self.unfreed.append(entry.ref)
             self._queue.offer(entry.matrix)
         elif isinstance(entry, MatrixEntry):
@@ -234,7 +254,16 @@ class Shelf(Generic[R]):
                 self.ledger.remove("symbolic", symbolic.nbytes)
                 entry.nbytes -= symbolic.nbytes
             entry.symbolics.clear()
+            if entry.base is not None:
+                del entry.base.updates[entry.digest]
+                self._queue.offer(entry.base)
         self.ledger.remove(entry.level, entry.nbytes, entry.device_nbytes)
+
+    def _part(self, entry: FactorEntry[R]) -> None:
+        """The factor of an update goes: the one that it solved with may be next."""
+        if entry.base is not None:
+            entry.base.updates.discard(entry)
+            self._queue.offer(entry.base)
 
     def _move(self, entry: FactorEntry[R], *, out: bool) -> None:
         nbytes = entry.ref.device_nbytes if out else -entry.ref.device_nbytes
@@ -263,9 +292,14 @@ class Shelf(Generic[R]):
         return busy + sum(pattern.nbytes for pattern in patterns)
 
     @contextmanager
-    def _held(self, pattern: PatternEntry[R]) -> Iterator[None]:
-        self.pin(pattern)
+    def _held(self, entry: MatrixEntry[R] | PatternEntry[R]) -> Iterator[None]:
+        self.pin(entry)
         try:
             yield
         finally:
-            self.unpin(pattern)
+            self.unpin(entry)
+
+
+def _base(entry: MatrixEntry[R] | PatternEntry[R]) -> MatrixEntry[R] | None:
+    """What an update stands on."""
+    return entry.pattern.base if isinstance(entry, MatrixEntry) else entry.base

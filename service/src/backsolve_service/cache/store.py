@@ -13,7 +13,13 @@ from functools import partial
 from operator import setitem
 from typing import Any, Generic, TypeVar, final
 
-from backsolve.errors import BacksolveError, NonfiniteInputError, NotPositiveDefiniteError, SingularMatrixError
+from backsolve.errors import (
+    BacksolveError,
+    NeedMatrixError,
+    NonfiniteInputError,
+    NotPositiveDefiniteError,
+    SingularMatrixError,
+)
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern
 from backsolve.types import Holding, MatrixRef
@@ -24,7 +30,7 @@ from ..engine.device import CPU
 from ..engine.operand import Operand
 from ..engine.structure import PatternFacts, Structure
 from ..observer import Level, Lookup, Observer, Silent
-from .entries import MatrixEntry, PatternEntry, R
+from .entries import FactorEntry, MatrixEntry, PatternEntry, R
 from .flight import Flight, Flights, Made, Start, fresh
 from .shelf import Shelf
 
@@ -161,7 +167,13 @@ class FactorCache(Generic[R]):
     # Storing
 
     def add_pattern(
-        self, tenant: str, digest: bytes, pattern: AnyPattern, facts: PatternFacts, seconds: float = 0.0
+        self,
+        tenant: str,
+        digest: bytes,
+        pattern: AnyPattern,
+        facts: PatternFacts,
+        seconds: float = 0.0,
+        base: MatrixEntry[R] | None = None,
     ) -> PatternEntry[R]:
         """Keep a pattern; if it is there already, the first one stays and is returned.
 
@@ -171,13 +183,14 @@ class FactorCache(Generic[R]):
             pattern: the arrays.
             facts: of the pattern.
             seconds: what it cost beside its transport (hashing, inspection).
+            base: the matrix that updates on this pattern stand on; it stays as long as they do.
 
         Raises:
             MemoryBudgetError: there is no room for it.
         """
         with self._changing():
             return self._shelf.shelve_pattern(
-                PatternEntry(tenant, digest, pattern, facts, _resend(pattern.nbytes, seconds))
+                PatternEntry(tenant, digest, pattern, facts, _resend(pattern.nbytes, seconds), base)
             )
 
     def add_matrix(
@@ -197,7 +210,9 @@ class FactorCache(Generic[R]):
         """
         if operand.pattern is not pattern.pattern:
             # Equal by digest: share the stored arrays, and let the other copy go.
-            operand = Operand(Matrix(pattern.pattern, operand.values))
+            below = None if pattern.base is None else pattern.base.operand
+            matrix = Matrix(pattern.pattern, operand.values, None if below is None else below.matrix)
+            operand = Operand(matrix, below)
         ref = MatrixRef(pattern.digest, values)
         with self._changing():
             return self._shelf.shelve_matrix(
@@ -251,6 +266,7 @@ class FactorCache(Generic[R]):
         start: Start[R],
         context: CallContext,
         predicted_bytes: int = 0,
+        base: tuple[MatrixEntry[R], FactorSpec] | None = None,
     ) -> Found[R]:
         """The reference to a factor: kept, or built once for all who wait for it.
 
@@ -260,6 +276,7 @@ class FactorCache(Generic[R]):
             start: orders the factorization.
             context: ends this caller's wait, never the factorization.
             predicted_bytes: set aside before the factorization begins.
+            base: of an update, whose factor it is built on and solves with: that one stays as long as it does.
 
         Raises:
             SingularMatrixError, NotPositiveDefiniteError, NonfiniteInputError: of the values;
@@ -287,7 +304,7 @@ class FactorCache(Generic[R]):
             flight, first = self._board("factor", key, entry)
 
         def keep(made: Made[R]) -> None:
-            self._shelf.shelve_factor(entry, spec, made)
+            self._shelf.shelve_factor(entry, spec, made, None if base is None else self._standing(made.value, *base))
 
         def land(done: Future[Made[R]]) -> None:
             with self._lock:
@@ -421,6 +438,14 @@ class FactorCache(Generic[R]):
             return dict(self._ledger.evictions)
 
     # Inside
+
+    def _standing(self, made: R, matrix: MatrixEntry[R], spec: FactorSpec) -> FactorEntry[R]:
+        """The factor that an update was built on. It was pinned, so it can only have been lost, and `made` with it."""
+        held = matrix.factors.get(spec)
+        if held is None:
+            self._shelf.unfreed.append(made)
+            raise NeedMatrixError("the factor that the update stands on is lost: ask again")
+        return held
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -17,9 +17,9 @@ from backsolve.errors import (
     PayloadTooLargeError,
 )
 from backsolve.fingerprint import matrix_ref
-from backsolve.gradient import adjoint, tangent_rhs, values_gradient
-from backsolve.matrix import Matrix
-from backsolve.pattern import check_square
+from backsolve.gradient import adjoint, parameters_gradient, parameters_tangent_rhs
+from backsolve.matrix import Matrix, standing_on
+from backsolve.pattern import StructuredPattern, check_square
 from backsolve.types import Array, Holding, Limits, MatrixRef
 
 from ..cache.entries import MatrixEntry
@@ -94,14 +94,7 @@ class Calls:
             lam = np.conj(lam) if conjugate else lam
             values = None
             if forward is not None:
-                values = values_gradient(
-                    matrix.pattern,
-                    lam,
-                    forward,
-                    call.options.trans,
-                    batched=matrix.batch is not None,
-                    values=matrix.values,
-                )
+                values = parameters_gradient(matrix, lam, forward, call.options.trans)
         wanted = lam.reshape(call.cotangent.shape) if "b" in call.want else None
         return VjpReply(wanted, values, certificate)
 
@@ -133,9 +126,7 @@ class Calls:
                 assert moved is not None
                 rhs = moved
             else:
-                rhs = tangent_rhs(
-                    matrix.pattern, call.values_tangent, forward, moved, call.options.trans, values=matrix.values
-                )
+                rhs = parameters_tangent_rhs(matrix, call.values_tangent, forward, moved, call.options.trans)
             dx, certificate = self._answering.answer("jvp", held, call.options, rhs, None, context)
         return SolveReply(dx.reshape(shape), certificate)
 
@@ -164,22 +155,25 @@ class Calls:
                 size=size,
                 limit=self._limits.max_payload_bytes,
             )
+        base = None if matrix.base is None else self.base(matrix.base.ref, context)
         self._telemetry.count("uploads")
         started = time.perf_counter()
-        ref = matrix_ref(matrix.pattern, matrix.values)
+        ref = matrix_ref(matrix.pattern, matrix.values, None if base is None else base.ref)
         hashed = time.perf_counter() - started
         self._telemetry.phase("hash", hashed)
         check_digests(call.ref, ref)
         if self._cache.holding(context.tenant, ref) in (Holding.VALUES, Holding.FACTOR):
             return ref
-        operand = Operand(matrix)
+        if base is not None:
+            matrix = _on(base, matrix)
+        operand = Operand(matrix, None if base is None else base.operand)
         # Of a batch each system has its own status, so the good ones are solved.
         if operand.batch is None and not operand.finite:
             raise NonfiniteInputError("A holds NaN or infinity: check what computed it")
         pattern = self._cache.pattern(context.tenant, ref.pattern)
         if pattern is None:
             facts = inspect_pattern(matrix.pattern)
-            pattern = self._cache.add_pattern(context.tenant, ref.pattern, matrix.pattern, facts, hashed)
+            pattern = self._cache.add_pattern(context.tenant, ref.pattern, matrix.pattern, facts, hashed, base)
         structure = inspect(pattern.facts, operand)
         self._cache.add_matrix(pattern, ref.values, operand, structure, time.perf_counter() - started)
         return ref
@@ -205,6 +199,24 @@ class Calls:
             self._telemetry.bytes_not_sent(entry.operand.values.nbytes + entry.pattern.pattern.nbytes)
         return entry
 
+    def base(self, ref: MatrixRef, context: CallContext) -> MatrixEntry[FactorRef]:
+        """The matrix that an update stands on.
+
+        Raises:
+            NeedMatrixError, NeedValuesError: it is not held, and has to be sent first; `details["base"]` names it.
+        """
+        check_ref(ref)
+        entry = self._cache.matrix(context.tenant, ref)
+        if entry is not None:
+            return entry
+        if self._cache.holding(context.tenant, ref) is Holding.PATTERN:
+            self._telemetry.count("need_values")
+            raise NeedValuesError(
+                "the values of S, on which the update stands, are not held here: send them first", base=ref.key
+            )
+        self._telemetry.count("need_matrix")
+        raise NeedMatrixError("S, on which the update stands, is not held here: send it first", base=ref.key)
+
     def _keep(self, ref: MatrixRef, values: Array, context: CallContext) -> None:
         """Take the values that a call brings for a pattern that is held."""
         check_ref(ref)
@@ -212,7 +224,8 @@ class Calls:
         if pattern is None:
             self.refuse_missing(ref, Holding.ABSENT)
             return
-        self.put(PutCall(ref, Matrix(pattern.pattern, values), values_only=True), context)
+        base = None if pattern.base is None else pattern.base.operand.matrix.named(pattern.base.ref)
+        self.put(PutCall(ref, Matrix(pattern.pattern, values, base), values_only=True), context)
 
     def refuse_missing(self, ref: MatrixRef, holding: Holding, *, brought: bool = False) -> None:
         """Say what of a matrix has to be sent, if anything; nothing of its values, if they are `brought` anyway.
@@ -227,6 +240,14 @@ class Calls:
         if holding is Holding.PATTERN and not brought:
             self._telemetry.count("need_values")
             raise NeedValuesError("these values are not held here, their pattern is: send the values")
+
+
+def _on(base: MatrixEntry[FactorRef], matrix: Matrix) -> Matrix:
+    """An update on the matrix that is held, rather than on the sender's copy of it."""
+    below = base.operand.matrix
+    assert isinstance(matrix.pattern, StructuredPattern)
+    pattern = StructuredPattern(matrix.pattern.kind.name, matrix.pattern.dims, standing_on(below))
+    return Matrix(pattern, matrix.values, below)
 
 
 def _tangent_shape(call: JvpCall) -> tuple[int, ...]:

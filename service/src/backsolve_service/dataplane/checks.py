@@ -38,8 +38,8 @@ def columns(matrix: Matrix, array: Array, what: str, *, of_columns: bool = False
 
 def check_values_shape(matrix: Matrix, array: Array, what: str) -> None:
     """Refuse tangents of the values that are not shaped and typed like the values."""
-    if array.shape != matrix.values.shape:
-        raise InvalidShapeError(f"{what} has shape {array.shape}, A's values {matrix.values.shape}")
+    if array.shape != matrix.parameters_shape:
+        raise InvalidShapeError(f"{what} has shape {array.shape}, A's values {matrix.parameters_shape}")
     if array.dtype != matrix.dtype:
         raise InvalidDtypeError(f"{what} is {array.dtype}, A is {matrix.dtype}: convert one to the other's type")
 

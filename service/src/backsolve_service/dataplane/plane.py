@@ -16,6 +16,7 @@ from backsolve.errors import (
     NeedMatrixError,
     PayloadTooLargeError,
 )
+from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern
 from backsolve.types import (
     DIGEST_VERSION,
@@ -166,8 +167,8 @@ class DataPlane:
         size = call.matrix.values.nbytes + (0 if call.values_only else call.matrix.pattern.nbytes)
         return self._request("put", context, size, lambda: self._calls.put(call, context), lambda _: 0)
 
-    def pattern(self, digest: bytes, context: CallContext) -> AnyPattern:
-        """The pattern that values sent alone belong to.
+    def pattern(self, digest: bytes, context: CallContext) -> tuple[AnyPattern, Matrix | None]:
+        """The pattern that values sent alone belong to, and the matrix that it stands on if it is of updates.
 
         Raises:
             NeedMatrixError: it is not held.
@@ -175,7 +176,15 @@ class DataPlane:
         entry = self._cache.pattern(context.tenant, digest)
         if entry is None:
             raise NeedMatrixError("this pattern is not held here: send the whole matrix")
-        return entry.pattern
+        return entry.pattern, None if entry.base is None else entry.base.operand.matrix.named(entry.base.ref)
+
+    def base(self, ref: MatrixRef, context: CallContext) -> Matrix:
+        """The matrix that an update is to stand on.
+
+        Raises:
+            NeedMatrixError, NeedValuesError: it is not held, and has to be sent first; `details["base"]` names it.
+        """
+        return self._calls.base(ref, context).operand.matrix.named(ref)
 
     def require(self, ref: MatrixRef, context: CallContext, *, brought: bool = False) -> None:
         """Answer a call's header before its bulk is sent.
@@ -227,7 +236,7 @@ class DataPlane:
             methods=tuple(name for name in methods(self.config.device) if name not in self.config.unfit),
             preconditioners=preconditioners(),
             limits=self.limits,
-            extensions=("vjp", "jvp", "batch", "values-only", "values-brought"),
+            extensions=("vjp", "jvp", "batch", "values-only", "values-brought", "update"),
             http_port=self.config.http_port,
             grpc_port=self.config.grpc_port,
             versions=_library_versions(),

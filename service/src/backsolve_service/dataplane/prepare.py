@@ -26,7 +26,8 @@ from ..engine.device import CPU
 from ..engine.faults import systems
 from ..engine.options import AUTO
 from ..engine.registry import ROWS
-from ..engine.select import Choice, choose, choose_iterative
+from ..engine.select import Choice, choose, choose_for_update, choose_iterative
+from ..engine.structured.update import predicted_nbytes, update_spec
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorRef
 from .reuse import Reuse, Stale
@@ -108,35 +109,26 @@ class Preparer:
             DeviceOutOfMemoryError: the device has no room, and the method cannot do without it.
             WouldWaitError: `context` must not wait, and there is something to build.
         """
-        if options.method in self._unfit:
-            raise NotSupportedError(
-                f"method {options.method!r} is installed but not offered: {self._unfit[options.method]}; "
-                "use another method, or 'auto'"
-            )
+        if entry.pattern.base is None:
+            self._check_fit(options.method, options.method)
         choice = self._choose(entry, options, has_x0=has_x0)
+        if entry.pattern.base is not None:
+            self._check_fit(options.method, choice.spec.method)
+            return self._update(entry, self._under(entry.pattern.base, choice, options, context), context)
         if options.reuse is not None:
             found, why = self._older(entry, choice)
             if found is not None:
                 return found
             choice = replace(choice, reason=why or choice.reason)
-        try:
-            prepared = self._factor(entry, choice, context)
-        except MemoryBudgetError as error:
-            smaller = None
-            if options.method == AUTO:
-                why = f"no room for a factor by method {choice.spec.method!r}"
-                smaller = choose_iterative(entry.structure, options, self._device, why)
-            if smaller is None or smaller.spec == choice.spec:
-                raise error
-            prepared = self._factor(entry, smaller, context)
+        prepared = self._within_room(entry, choice, options, self._device, context)
         if options.reuse is not None and not prepared.factor_hit:
             self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
         return prepared
 
     def at_hand(self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool) -> FactorRef | None:
         """The factor that `prepare` would find without building or waiting; None: it might have to."""
-        if options.reuse is not None or options.recycle is not None:
-            return None
+        if options.reuse is not None or options.recycle is not None or entry.pattern.base is not None:
+            return None  # the bytes of an update's factor do not tell what a solve with S costs
         choice = self._chosen.get(entry, {}).get((options, has_x0))
         held = None if choice is None else entry.factors.get(choice.spec)
         return None if held is None or held.away else held.ref
@@ -147,6 +139,8 @@ class Preparer:
         Raises:
             As `prepare`.
         """
+        if entry.pattern.base is not None:
+            return self._update(entry, self._factor(entry.pattern.base, choice, context), context)
         return self._factor(entry, choice, context)
 
     def recycling(self, entry: MatrixEntry[FactorRef], count: int, context: CallContext) -> Symbolic:
@@ -175,15 +169,85 @@ class Preparer:
         return found.value
 
     def _choose(self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool) -> Choice:
-        """`choose`, remembered with the matrix: a cached solve should not weigh the candidates again."""
+        """`choose`, remembered with the matrix: a cached solve should not weigh the candidates again.
+
+        Of an update it is the choice for the matrix that it stands on.
+        """
         known = self._chosen.setdefault(entry, {})
         found = known.get((options, has_x0))
         if found is None:
-            found = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+            base = entry.pattern.base
+            if base is None:
+                found = choose(entry.structure, options, has_x0=has_x0, device=self._device)
+            else:
+                found = choose_for_update(base.structure, options, has_x0=has_x0)
             if len(known) >= _MOST_CHOICES:
                 known.clear()
             known[options, has_x0] = found
         return found
+
+    def _check_fit(self, asked: str, method: str) -> None:
+        if asked != AUTO and method in self._unfit:
+            raise NotSupportedError(
+                f"method {method!r} is installed but not offered: {self._unfit[method]}; use another method, or 'auto'"
+            )
+
+    def _within_room(
+        self, entry: MatrixEntry[FactorRef], choice: Choice, options: Options, device: str, context: CallContext
+    ) -> Prepared:
+        """The factor of a choice, or what takes less room where the caller leaves the method open."""
+        try:
+            return self._factor(entry, choice, context)
+        except MemoryBudgetError as error:
+            smaller = None
+            if options.method == AUTO:
+                why = f"no room for a factor by method {choice.spec.method!r}"
+                smaller = choose_iterative(entry.structure, options, device, why)
+            if smaller is None or smaller.spec == choice.spec:
+                raise error
+            return self._factor(entry, smaller, context)
+
+    def _under(self, base: MatrixEntry[FactorRef], choice: Choice, options: Options, context: CallContext) -> Prepared:
+        """The factor of S, for an update of it."""
+        try:
+            return self._within_room(base, choice, options, CPU, context)
+        except SingularMatrixError as error:
+            raise SingularMatrixError(
+                "S is singular, so that no update can be solved with its factor: move a part of U V^H or of the "
+                "diagonal into S, or solve S + U V^H written out",
+                **error.details,
+            ) from error
+
+    def _update(self, entry: MatrixEntry[FactorRef], under: Prepared, context: CallContext) -> Prepared:
+        """The factor of an update on the factor of S, on the worker that holds that one.
+
+        It counts as a hit if S was factorized already: nothing else here is a factorization.
+        """
+        assert entry.pattern.base is not None
+        spec, operand = update_spec(under.built_as), entry.operand
+        reason = f"update of rank {operand.wide[0]['U'].shape[1]} on a factor of S; {under.choice.reason}"
+        choice = Choice(spec, reason, under.choice.fallback)
+        held = self._cache.factor(entry, spec)
+        if held is not None:
+            return replace(under, ref=held, choice=choice, built_as=spec)
+        if context.at_once:
+            raise WouldWaitError
+        made = self._cache.get_factor(
+            entry,
+            spec,
+            lambda: self._scheduler.order_update(under.ref, operand, spec),
+            context,
+            predicted_nbytes(operand),
+            (entry.pattern.base, under.built_as),
+        )
+        return replace(
+            under,
+            ref=made.value,
+            choice=choice,
+            built_as=spec,
+            seconds_queued=under.seconds_queued + made.seconds_queued,
+            seconds_factor=under.seconds_factor + made.seconds_run,
+        )
 
     def _older(self, entry: MatrixEntry[FactorRef], choice: Choice) -> tuple[Prepared | None, str]:
         """A factor of older values by any method of the choice, or why none is used."""

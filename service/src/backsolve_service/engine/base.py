@@ -23,7 +23,7 @@ class FactorSpec:
     """What changes a factor, and nothing else: the part of a request that enters the cache key.
 
     Attributes:
-        method: a row of the registry, never "auto".
+        method: a row of the registry, never "auto"; "update(...)" around it for an update on a factor by that row.
         preconditioner: of an iterative method, with all its parameters spelled out
             (`precond/parameters.py`), else None.
         precision: NumPy name of the type the factor is computed in.

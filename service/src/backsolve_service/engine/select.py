@@ -1,5 +1,6 @@
 """Which method solves a matrix: a pure function of structure, options and device that gives its reason."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
@@ -79,6 +80,38 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
         )
     _check_preconditioner(options)
     return Choice(_spec(structure, options.method, options, device), "asked for by name")
+
+
+_NOT_OF_UPDATES = ("x0", "nullspace", "recycle", "reuse", "damp", "rcond")
+"""Options that say something of the one matrix which is solved, where an update has two."""
+
+_OF_UPDATE = re.compile(r"update\((\w+)\)")
+
+
+def choose_for_update(base: Structure, options: Options, *, has_x0: bool) -> Choice:
+    """The method of S, for an update `S + U Vᴴ`; always on the CPU.
+
+    Args:
+        base: of S.
+        options: what the caller asks for; `method` is a method of S, plainly or as the certificate names it.
+        has_x0: a first iterate comes with the call.
+
+    Raises:
+        InvalidOptionError: an option that an update does not use, or a method of least squares.
+        NotSupportedError: the method is of a CUDA device alone.
+        As `choose`.
+    """
+    named = _OF_UPDATE.fullmatch(options.method) if isinstance(options.method, str) else None
+    asked = options if named is None else replace(options, method=named[1])
+    validate(asked)
+    for name in given(asked, has_x0=has_x0):
+        if name in _NOT_OF_UPDATES:
+            raise InvalidOptionError(f"an update does not use {name}: leave it out, or add U V^H to S", option=name)
+    if least_squares(asked.method):
+        raise InvalidOptionError("least squares takes no update: add U V^H to S", option="method")
+    if asked.method in ROWS and ROWS[asked.method].only_cuda:
+        raise NotSupportedError(f"updates are solved on the CPU, and method {asked.method!r} is not: use 'superlu'")
+    return choose(base, asked, has_x0=False, device=CPU)
 
 
 def _least_squares(structure: Structure, options: Options, names: tuple[str, ...], device: str) -> Choice:

@@ -166,9 +166,12 @@ class MatricesServicer:
                 header = streams.expect(watched, "put")
                 ref = calls.decode_ref(header.matrix)
                 target = framing.Assembler(header, self._plane.limits.max_payload_bytes)
-                held = self._plane.pattern(ref.pattern, call) if header.values_only else None
+                named = calls.put_base(header)
+                held, base = None, None if named is None else self._plane.base(named, call)
+                if header.values_only:
+                    held, base = self._plane.pattern(ref.pattern, call)
                 streams.receive(watched, target)
-            put = calls.decode_put(header, target.finish(), held)
+            put = calls.decode_put(header, target.finish(), held, base)
             return solver.PutResponse(matrix=calls.encode_ref(self._plane.put(put, call)))
 
     def Release(self, request: solver.ReleaseRequest, context: Any) -> Any:  # noqa: N802

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backsolve._rest.body import MEDIA_TYPE, decode
 from backsolve._rest.documents import info_to_json, ref_from_key
-from backsolve._rest.messages import read_put
+from backsolve._rest.messages import put_base, read_put
 from backsolve._transports.base import PutCall
 from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
 from backsolve.matrix import Matrix
@@ -129,9 +129,14 @@ class Handlers:
         await exchange.reply(reply)
 
     def _store(self, ref: MatrixRef, body: NDArray[np.uint8], context: CallContext) -> Reply:
-        pattern, values = read_put(decode(body))
+        message = decode(body)
+        named = put_base(message)
+        base = None if named is None else self._plane.base(named, context)
+        pattern, values = read_put(message, base)
         values_only = pattern is None
-        matrix = Matrix(pattern or self._plane.pattern(ref.pattern, context), uploads.own(values, body))
+        if pattern is None:
+            pattern, base = self._plane.pattern(ref.pattern, context)
+        matrix = Matrix(pattern, uploads.own(values, body), base)
         held = self._holding(ref, context) in _HELD
         stored = self._plane.put(PutCall(ref, matrix, values_only), context)
         if stored != ref:

@@ -160,7 +160,8 @@ def _matrices() -> dict[str, Any]:
         {
             MEDIA_TYPE: _binary(
                 "`values`, `indptr`, `indices`",
-                "`layout`, and `shape` or `kind` and `dims`; or `values_only` beside a pattern held",
+                "`layout`, and `shape` or `kind` and `dims`, and `base` of an update, a matrix held; "
+                "or `values_only` beside a pattern held",
             )
         }
     )

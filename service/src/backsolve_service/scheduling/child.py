@@ -20,8 +20,9 @@ from typing import final
 import numpy as np
 
 from backsolve.errors import BacksolveError, DeviceOutOfMemoryError, InternalError, MemoryBudgetError
-from backsolve.matrix import Matrix
-from backsolve.pattern import AnyPattern, Pattern
+from backsolve.kinds import UPDATE
+from backsolve.matrix import Matrix, standing_on
+from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import DTYPES, Array
 
 from ..engine.accelerator.faults import DeviceFaultError, is_fault
@@ -29,6 +30,7 @@ from ..engine.answer import answer
 from ..engine.base import Factor, Symbolic
 from ..engine.operand import Operand
 from ..engine.restricted import solver_for
+from ..engine.structured.update import factorize_update
 from .channel import Channel
 from .launch import DEVICE_FAULT_STATUS
 from .messages import (
@@ -44,6 +46,7 @@ from .messages import (
     Reply,
     Request,
     Solve,
+    Update,
 )
 from .threads import trim
 
@@ -102,6 +105,8 @@ class Server:
                 return self._solve(request, arrays)
             if isinstance(request, Factorize):
                 return self._factorize(request, arrays), []
+            if isinstance(request, Update):
+                return self._update(request, arrays), []
             return self._analyze(request, arrays), []
         except BaseException as error:
             return _failure(error), []
@@ -121,8 +126,16 @@ class Server:
         symbolic = self._symbolics[request.symbolic]
         # The arena is the next message's: what a factor keeps is copied out of it.
         operand = Operand(Matrix(symbolic.pattern, np.array(arrays[0], copy=True)))
-        factor = solver_for(request.spec).factorize(symbolic, operand, request.spec)
-        self._factors[request.factor] = factor
+        return self._kept(request.factor, solver_for(request.spec).factorize(symbolic, operand, request.spec))
+
+    def _update(self, request: Update, arrays: list[Array]) -> Factored:
+        inner = self._factors[request.base]
+        pattern = StructuredPattern(UPDATE.name, request.dims, standing_on(inner.operand.matrix))
+        matrix = Matrix(pattern, np.array(arrays[0], copy=True), inner.operand.matrix)
+        return self._kept(request.factor, factorize_update(inner, Operand(matrix, inner.operand)))
+
+    def _kept(self, number: int, factor: Factor) -> Factored:
+        self._factors[number] = factor
         told = (factor.device_nbytes, factor.movable, factor.direct, factor.max_columns, factor.note, factor.pivoting)
         return Factored(_held(factor), *told)
 

@@ -68,6 +68,22 @@ class Factorize:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Update:
+    """Build the factor of an update on a factor that is held, and keep it; arrays: U and V in one vector.
+
+    Attributes:
+        factor: number to keep it under.
+        base: number of the factor of S.
+        dims: sizes of the update.
+    """
+
+    factor: int
+    base: int
+    dims: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Factored:
     """Attributes: those of the factor that `FactorRef` tells."""
 
@@ -130,5 +146,5 @@ class Move:
     device: str
 
 
-Request = Analyze | Factorize | Solve
+Request = Analyze | Factorize | Update | Solve
 Reply = Analyzed | Factored | Answered | Failed

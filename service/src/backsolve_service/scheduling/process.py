@@ -21,7 +21,7 @@ import numpy as np
 
 from backsolve._fork import renew_after_fork
 from backsolve.errors import DrainingError, InternalError
-from backsolve.pattern import AnyPattern, Pattern
+from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import Array, Trans
 
 from ..engine.accelerator.faults import DeviceFaultError
@@ -33,7 +33,20 @@ from ..observer import Observer, Restart
 from .backlog import Backlog
 from .lane import Deferred, Job, Lane
 from .launch import Child, launch
-from .messages import Analyze, Analyzed, Answered, Factored, Factorize, Failed, Move, Release, Reply, Request, Solve
+from .messages import (
+    Analyze,
+    Analyzed,
+    Answered,
+    Factored,
+    Factorize,
+    Failed,
+    Move,
+    Release,
+    Reply,
+    Request,
+    Solve,
+    Update,
+)
 from .worker import FactorLostError, FactorRef, Wanted, Worker
 
 _log = logging.getLogger(__name__)
@@ -183,6 +196,24 @@ class ProcessWorker(Worker):
         number = next(_numbers)
         request = Factorize(number, symbolic.number, spec)
         made, _ = self._call(child, request, Factored, [[operand.values]], lambda: not wanted())
+        return self._kept(number, made, operand, spec)
+
+    def update(self, base: FactorRef, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
+        """Have the process build the factor of an update on one that it holds; S itself is there.
+
+        Raises:
+            FactorLostError: that one went with its process.
+            ProcessLostError: the process ended meanwhile.
+            BacksolveError: the update has no factor.
+        """
+        assert isinstance(operand.pattern, StructuredPattern)
+        child = self._holding(base)
+        number = next(_numbers)
+        request = Update(number, base.id, operand.pattern.dims)
+        made, _ = self._call(child, request, Factored, [[operand.values]], lambda: not wanted())
+        return self._kept(number, made, operand, spec)
+
+    def _kept(self, number: int, made: Factored, operand: Operand, spec: FactorSpec) -> FactorRef:
         self._factors[number] = made.nbytes
         return FactorRef(
             worker=self,
@@ -202,6 +233,15 @@ class ProcessWorker(Worker):
             pivots=made.pivots,
         )
 
+    def _holding(self, ref: FactorRef) -> Child:
+        """The process, which holds this factor."""
+        child = self._ready()
+        if not self.holds(ref):
+            raise FactorLostError("the process that held the factor has ended, and the factor with it: send it again")
+        if ref.id not in self._factors:
+            raise FactorLostError("the factor was released before this solve began: send the matrix again")
+        return child
+
     def answer(
         self,
         ref: FactorRef,
@@ -220,11 +260,7 @@ class ProcessWorker(Worker):
         """
         if instead is not None:
             raise InternalError("another matrix on a factor of a process was asked for")
-        child = self._ready()
-        if not self.holds(ref):
-            raise FactorLostError("the process that held the factor has ended, and the factor with it: send it again")
-        if ref.id not in self._factors:
-            raise FactorLostError("the factor was released before this solve began: send the matrix again")
+        child = self._holding(ref)
         arrays = [columns] if controls.x0 is None else [columns, [controls.x0]]
         request = Solve(ref.id, trans, replace(controls, x0=None, cancelled=never))
         reply, results = self._call(child, request, Answered, arrays, controls.cancelled)

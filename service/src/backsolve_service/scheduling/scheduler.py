@@ -205,6 +205,16 @@ class Scheduler:
         self._order(worker, Task(work, order), order)
         return order
 
+    def order_update(self, base: FactorRef, operand: Operand, spec: FactorSpec) -> "Order[FactorRef]":
+        """Have an update prepared where the factor of S is, and left there; otherwise as `order`.
+
+        It is no factorization, and not counted as one.
+        """
+        order: Order[FactorRef] = Order()
+        worker = base.worker
+        self._order(worker, Task(lambda: worker.update(base, operand, spec, order.wanted), order), order)
+        return order
+
     def solve(
         self,
         ref: FactorRef,

@@ -21,6 +21,7 @@ from ..engine.base import Controls, Factor, FactorSpec, Pivots, Symbolic
 from ..engine.operand import Operand
 from ..engine.precond.stale import preconditioned
 from ..engine.restricted import solver_for
+from ..engine.structured.update import factorize_update
 from .backlog import Backlog
 from .block import stacked
 from .lane import Job, Lane
@@ -128,6 +129,20 @@ class Worker(ABC):
         """Build a factor and own it; `symbolic` is of a worker of this kind."""
 
     @abstractmethod
+    def update(self, base: FactorRef, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
+        """Build the factor of an update on one of its factors, and own it.
+
+        Args:
+            base: the factor of S; it stays as long as the update's does.
+            operand: of `S + U Vᴴ`.
+            spec: what the new factor is known by.
+            wanted: whether anybody waits.
+
+        Raises:
+            FactorLostError: the factor of S is no more.
+        """
+
+    @abstractmethod
     def answer(
         self,
         ref: FactorRef,
@@ -214,6 +229,14 @@ class ThreadWorker(Worker):
         """Build a factor and own it; as `analyze`."""
         del wanted
         return self.keep(solver_for(spec).factorize(symbolic, operand, spec), spec)
+
+    def update(self, base: FactorRef, operand: Operand, spec: FactorSpec, wanted: Wanted) -> FactorRef:
+        """Build the factor of an update on one of this thread's, and own it; as `analyze`."""
+        del wanted
+        inner = self._factors.get(base.id)
+        if inner is None:
+            raise FactorLostError("the factor of S was released before the update was prepared: send it again")
+        return self.keep(factorize_update(inner, operand), spec)
 
     def keep(self, factor: Factor, spec: FactorSpec) -> FactorRef:
         """Own a factor that a job of this worker has made."""
