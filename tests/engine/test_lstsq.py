@@ -7,7 +7,13 @@ import pytest
 from scipy.sparse import csr_array
 
 from backsolve import Client
-from backsolve.errors import IllConditionedWarning, InvalidOptionError, InvalidShapeError, NonfiniteInputError
+from backsolve.errors import (
+    IllConditionedWarning,
+    InvalidOptionError,
+    InvalidShapeError,
+    NonfiniteInputError,
+    SingularMatrixError,
+)
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import Options, Status
@@ -150,7 +156,8 @@ def test_scales_do_not_matter(method, layout, scale):
 @each_way
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 0, 1), (0, 3, 2), (3, 0, 2), (1, 1, 1), (5, 2, 0), (2, 1, 3)])
 def test_sizes_nobody_thinks_of(method, layout, m, n, k):
-    f = factor(method, of(layout, np.full((m, n), 2.0)), damp=0.0 if m >= n else 0.5)
+    damp = 0.0 if m >= n and (n < 2 or method not in TAKES) else 0.5
+    f = factor(method, of(layout, np.full((m, n), 2.0)), damp=damp)
     b = numbers((m, k), "float64", 81_203)
     got = answer(f, b, "N", Controls())
     assert got.x.shape == (n, k)
@@ -239,6 +246,48 @@ def test_a_rank_that_rounding_may_have_decided_is_told():
         assert answer(f, b, "N", Controls()).statuses == ((status,),)
     f = factor("lstsq_qr", of("dense", (u * np.append(np.linspace(3, 1, 6), 1e-6)) @ v.T), rcond=1e-4)
     assert f.note == "rank 6 of 7 columns"
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-12])
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_dependent_columns_are_refused_by_the_sparse_factor_with_the_way_out(off, scale, dtype):
+    """The residual of such an answer would be as small as any, and the answer made of rounding errors."""
+    a = array("tall", dtype)
+    a[:, 4] = a[:, :3] @ numbers((3,), dtype, 5_118) + off * a[:, 4]
+    with pytest.raises(SingularMatrixError, match="use method 'lstsq_lsmr' for the shortest, or damp"):
+        factor("lstsq_superlu", of("csr", scale * a))
+    with pytest.raises(SingularMatrixError, match="fewer rows than columns"):
+        factor("lstsq_superlu", of("csr", scale * a.T))
+    b = numbers((12, 1), dtype, 66_120_384)
+    for m, rhs in ((a, b), (a.T, b[:7])):
+        got = answer(factor("lstsq_superlu", of("csr", scale * m), damp=0.2 * scale), rhs, "N", Controls())
+        assert got.statuses == ((Status.OK,),)
+        expected = normal(m, 0.2) @ m.conj().T @ rhs
+        np.testing.assert_allclose(got.x * scale, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_dependent_columns_in_a_batch_have_a_status():
+    a = np.stack([array("tall", "float64", seed) for seed in (61_330, 61_331, 61_332, 61_333)])
+    a[1, :, 2] = a[1, :, :2] @ [0.3, -1.7]
+    a[2] = 0
+    b = numbers((4, 12, 2), "float64", 9_440_127)
+    got = answer(factor("lstsq_superlu", of("csr", a)), b, "N", Controls())
+    fine, none = (Status.OK,) * 2, (Status.SINGULAR_NUMERIC,) * 2
+    assert got.statuses == (fine, none, none, fine)
+    for s in (0, 3):
+        np.testing.assert_allclose(got.x[s], np.linalg.pinv(a[s]) @ b[s], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("least", [1e-1, 1e-5])
+def test_the_sparse_factor_keeps_the_conditioning_of_the_matrix_itself(least):
+    """By the normal equations the error would be that of its square; pivots near the diagonal cost a digit."""
+    u, v = (np.linalg.qr(numbers((size, 8), "float64", 3_308 + size))[0] for size in (30, 8))
+    a = (u * np.geomspace(1, least, 8)) @ v.T
+    x = numbers((8, 1), "float64", 61_902)
+    f = factor("lstsq_superlu", of("csr", a))
+    assert 0.3 / least < f.condition < 3 / least
+    np.testing.assert_allclose(answer(f, a @ x, "N", Controls()).x, x, rtol=0, atol=1e-13 / least)
 
 
 def test_damping_that_rounding_swallows_is_refused():
