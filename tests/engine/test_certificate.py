@@ -139,7 +139,7 @@ def test_one_column_is_certified_as_many_are(row, dtype, trans):
     f = factor(row, array("general", dtype))
     b = numbers((40, 1), dtype, 7_726_401)
     x = f.solve(b, trans, Controls()).x
-    figures = certify(f, b, x, trans, Controls())
+    figures = certify(f, b, x, trans, Controls(), 0.0)
     general = measure(f.operand, reference(f.operand, b[None], trans), x[None], trans)
     assert figures == pytest.approx((general.relative[0, 0], general.backward[0, 0], general.condition[0, 0]), rel=1e-6)
 
@@ -148,13 +148,13 @@ def test_one_column_that_is_not_plainly_good_goes_the_general_way():
     f = factor(DENSE, array("general", "float64"))
     b = numbers((40, 1), "float64", 7_726_402)
     x = f.solve(b, "N", Controls()).x
-    assert certify(f, b, x, "N", Controls()) is not None
-    assert certify(f, b, x * (1 + 1e-9), "N", Controls()) is None
-    assert certify(f, b, x, "N", Controls(rtol=1e-18)) is None
-    assert certify(f, b * np.nan, x, "N", Controls()) is None
-    assert certify(f, 1e-150 * b, 1e-150 * x, "N", Controls()) is None
-    assert certify(f, b, x * np.nan, "N", Controls()) is None
-    assert certify(f, 0 * b, 0 * x, "N", Controls()) is None
+    assert certify(f, b, x, "N", Controls(), 0.0) is not None
+    assert certify(f, b, x * (1 + 1e-9), "N", Controls(), 0.0) is None
+    assert certify(f, b, x, "N", Controls(rtol=1e-18), 0.0) is None
+    assert certify(f, b * np.nan, x, "N", Controls(), 0.0) is None
+    assert certify(f, 1e-150 * b, 1e-150 * x, "N", Controls(), 0.0) is None
+    assert certify(f, b, x * np.nan, "N", Controls(), 0.0) is None
+    assert certify(f, 0 * b, 0 * x, "N", Controls(), 0.0) is None
 
 
 def tiny_diagonal(kind):

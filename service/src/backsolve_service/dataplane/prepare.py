@@ -278,8 +278,7 @@ class Preparer:
                 else:
                     raise
             except (NotPositiveDefiniteError, SingularMatrixError):
-                # Only the factorization itself could tell; the cache remembers that it did. Where LDL
-                # met a singular block, LU in another order of pivots may yet find its way.
+                # Only the factorization itself could tell; the cache remembers that it did.
                 if choice.fallback is None:
                     raise
                 choice = choice.fallback

@@ -10,7 +10,7 @@ from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
 from .certify import Evidence, Proof, Reference, accept, measure, reference
-from .conditioning import Conditioning, estimate
+from .conditioning import Conditioning, estimate, lower_bound
 from .faults import systems
 from .lstsq.base import LeastSquaresFactor
 from .one_column import Figures, certify
@@ -99,9 +99,10 @@ def _answered(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> A
         outcome = None
         if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
             outcome = factor.solve(rhs, trans, controls)
-            figures = None if outcome.proof else certify(factor, rhs, outcome.x, trans, controls)
+            known = lower_bound(factor)
+            figures = None if outcome.proof else certify(factor, rhs, outcome.x, trans, controls, known)
             if figures is not None:
-                return _plain(factor, outcome, figures)
+                return _plain(outcome, figures, known)
         return _Run(factor, stacked, trans, controls, outcome).answer(rhs.shape)
 
 
@@ -113,6 +114,7 @@ class _Run:
         self.outcome = outcome
         self.factor, self.trans, self.controls = factor, trans, controls
         self.operand = factor.operand
+        self.known = lower_bound(factor)
         self.dtype = factor.operand.dtype
         largest = magnitude(rhs, 1)
         self.bad = ~np.isfinite(largest)
@@ -142,7 +144,7 @@ class _Run:
         grid = self._statuses(x, evidence, statuses)
         if self.bad.any():
             x = np.where(self.bad[:, None, :], np.nan, x).astype(self.dtype)
-        estimates = [float(evidence.condition[~self.bad].max(initial=0.0)), self.factor.condition or 0.0]
+        estimates = [float(evidence.condition[~self.bad].max(initial=0.0)), self.known]
         return Answer(
             x=x.reshape(shape),
             statuses=grid,
@@ -238,7 +240,7 @@ class _Run:
         unmet = self._unmet(evidence)
         hopeless = np.asarray(~np.isfinite(x).all(axis=1))
         limit = 1 / epsilon(self.dtype)
-        unmet = unmet | (evidence.condition >= limit) | ((self.factor.condition or 0.0) >= limit)
+        unmet = unmet | (evidence.condition >= limit) | (self.known >= limit)
         missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):
@@ -265,7 +267,7 @@ class _Run:
         return Status.STAGNATION
 
 
-def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
+def _plain(outcome: Outcome, figures: Figures, known: float) -> Answer:
     """One column, plainly good."""
     relative, backward, condition = figures
     return Answer(
@@ -275,7 +277,7 @@ def _plain(factor: Factor, outcome: Outcome, figures: Figures) -> Answer:
         refinements=0,
         relative_residual=np.array([[relative]]),
         backward_error=np.array([[backward]]),
-        condition=max(condition, factor.condition or 0.0),
+        condition=max(condition, known),
     )
 
 

@@ -18,8 +18,13 @@ Figures = tuple[float, float, float]
 """Relative residual, backward error, lower bound on the condition number."""
 
 
-def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Controls) -> Figures | None:
-    """Measure `x`, `[n, 1]`, of a direct factor of a single matrix; None unless all is plainly good."""
+def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Controls, known: float) -> Figures | None:
+    """Measure `x`, `[n, 1]`, of a direct factor of a single matrix; None unless all is plainly good.
+
+    Args:
+        factor, rhs, x, trans, controls: what was solved.
+        known: what the factor itself says of the condition number (`conditioning.lower_bound`).
+    """
     operand = factor.operand
     b = rhs.reshape(-1).astype(operand.wide_dtype, copy=False)
     largest, far = float(np.abs(b).max()), safe_magnitude(operand.dtype)
@@ -38,7 +43,7 @@ def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Contro
     scale = math.sqrt(np.vdot(b, b).real)
     good = (
         backward <= direct_backward_error(operand.dtype)
-        and max(condition, factor.condition or 0.0) < 1 / epsilon(operand.dtype)
+        and max(condition, known) < 1 / epsilon(operand.dtype)
         and _asked(two, scale, controls)
     )
     return (two / scale, backward, condition) if good else None

@@ -90,6 +90,13 @@ class Operand:
         """(1-norm, infinity-norm) of each system."""
         return tuple((float(one), float(infinity)) for one, infinity in self.norm_table)
 
+    @property
+    def row_sums(self) -> Array:
+        """`[n]` sums of the magnitudes in each row, of a single matrix that is not structured."""
+        if isinstance(self.pattern, Pattern):
+            return np.bincount(self.pattern.rows, weights=np.abs(self.wide[0].data), minlength=self.m)
+        return np.asarray(np.abs(self.wide_values).sum(axis=1))
+
     @cached_property
     def finite(self) -> bool:
         """Whether every value is a finite number."""

@@ -196,9 +196,9 @@ def _with_substitutes(usable: list[Candidate]) -> list[Candidate]:
 
 _FOUND_UNFIT: Mapping[Need, str] = {
     "definite": "found the matrix not positive definite",
-    "symmetric": "met a singular pivot",
 }
-"""What only elimination can find, by what the method needs."""
+"""What only elimination can find and another method need not mind, by what the method needs. An exactly zero pivot is
+not of it: one of LDL says that the matrix is singular, and LU could only hide it behind a rounding."""
 
 
 def _offered(method: str, structure: Structure) -> bool:

@@ -146,7 +146,7 @@ class BandedFactor(Factor):
 
     @property
     def condition(self) -> float | None:
-        """Not estimated: on a narrow band it would cost as much as the factor."""
+        """Not estimated here: `conditioning.lower_bound` asks for it, once."""
         return None
 
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:

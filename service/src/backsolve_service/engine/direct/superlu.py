@@ -63,7 +63,7 @@ class SuperLuFactor(Factor):
 
     @property
     def condition(self) -> float | None:
-        """Not estimated: it would cost several solves. The certificate has a free lower bound."""
+        """Not estimated here: `conditioning.lower_bound` asks for it, once."""
         return None
 
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:

@@ -1,0 +1,88 @@
+"""Every direct method says of a matrix that is singular but for rounding that no digit is certain, whatever b is."""
+
+import numpy as np
+import pytest
+
+from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
+from backsolve.types import Status
+from backsolve_service.engine.answer import answer
+from backsolve_service.engine.base import Controls, FactorSpec
+from backsolve_service.engine.conditioning import lower_bound
+from backsolve_service.engine.operand import Operand
+from backsolve_service.engine.registry import ROWS, solver
+from engine.table import TABLE, array, factor, matrix, numbers
+
+DIRECT = [
+    (name, layout)
+    for name, row in ROWS.items()
+    if row.direct and row.needs in ("square", "definite", "symmetric", "transpose") and not (row.requires or row.probe)
+    for layout in sorted(row.layouts - {"structured"})
+]
+each_way = pytest.mark.parametrize(("method", "layout"), DIRECT)
+
+
+def neumann(rng, n, decades):
+    """The stiffness matrix of a bar that nothing holds: weights over some decades, null space the constants."""
+    w = 10.0 ** rng.uniform(-decades, decades, n - 1)
+    a = np.zeros((n, n))
+    i = np.arange(n - 1)
+    for at, sign in (((i, i), 1), ((i + 1, i + 1), 1), ((i, i + 1), -1), ((i + 1, i), -1)):
+        np.add.at(a, at, sign * w)
+    return a
+
+
+def made(method, layout, a):
+    m = matrix(layout, a)
+    spec = FactorSpec(method, None, m.dtype.name, "cpu")
+    chosen = solver(method)
+    return chosen.factorize(chosen.analyze(m.pattern, spec), Operand(m), spec)
+
+
+@each_way
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_consistent_b_does_not_hide_a_singular_matrix(method, layout, dtype):
+    rng = np.random.default_rng(83_110_457)
+    seen = 0
+    for _ in range(25):
+        a = neumann(rng, int(rng.integers(5, 90)), 1.5).astype(dtype)
+        b = (a @ rng.standard_normal((len(a), 1))).astype(dtype)
+        try:
+            f = made(method, layout, a)
+        except (SingularMatrixError, NotPositiveDefiniteError):
+            continue
+        seen += 1
+        assert answer(f, b, "N", Controls()).statuses == ((Status.ILL_CONDITIONED,),)
+    assert seen >= 2
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if ROWS[row.method].direct and not row.on_device], ids=str)
+def test_it_is_a_bound_from_below(row):
+    a = array(row.structure, "float64")
+    got = lower_bound(factor(row, a))
+    assert 0 < got <= max(np.linalg.cond(a, 1), np.linalg.cond(a, np.inf)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", ["superlu", "banded", "block_diagonal"])
+@pytest.mark.parametrize("penalty", [1e20, 1e200])
+def test_rows_of_another_size_are_no_singular_matrix(method, penalty):
+    """Boundary values are often set by a huge number on the diagonal."""
+    a = array("tridiagonal", "float64")
+    a[0, 0] = a[-1, -1] = penalty
+    b = numbers((40, 2), "float64", 9_443_120)
+    b[[0, -1]] *= penalty
+    got = answer(made(method, "csr", a), b, "N", Controls())
+    assert got.statuses == ((Status.OK,) * 2,)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_the_size_of_the_matrix_changes_nothing(scale):
+    a = array("general", "float64")
+    plain, scaled = (lower_bound(made("superlu", "csr", factor * a)) for factor in (1.0, scale))
+    assert scaled == pytest.approx(plain, rel=1e-9)
+
+
+def test_it_is_asked_for_once():
+    f = made("superlu", "csr", array("general", "float64"))
+    assert lower_bound(f) == lower_bound(f) > 0
+    batch = np.stack([array("general", "float64")] * 2)
+    assert lower_bound(made("superlu", "csr", batch)) == 0
