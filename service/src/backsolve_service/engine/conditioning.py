@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from backsolve.errors import InvalidOptionError
+from backsolve.pattern import StructuredPattern
 from backsolve.types import Array, Trans
 
 from .base import Controls, Factor
@@ -88,6 +89,8 @@ def lower_bound(factor: Factor) -> float:
     operand = factor.operand
     if not factor.direct or factor.narrow or operand.batch is not None or operand.n == 0:
         return 0.0
+    if isinstance(operand.pattern, StructuredPattern):
+        return 0.0  # its entries, and so the sums of its rows, are not at hand
     known = _probed.get(factor)
     if known is None:
         known = _probed[factor] = _probe(factor)
