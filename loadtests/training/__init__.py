@@ -1,0 +1,1 @@
+"""Training steps on a server, network included, against the same steps without one."""
