@@ -11,7 +11,7 @@ import pytest
 
 from backsolve._transports.base import PutCall, SolveCall, VjpCall
 from backsolve._transports.http import HttpTransport
-from backsolve.errors import NeedMatrixError
+from backsolve.errors import NeedMatrixError, SingularMatrixError
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import Options
@@ -172,6 +172,71 @@ def test_a_call_that_would_wait_after_all_says_so_and_is_not_counted(bench: Benc
     assert after["solves"] == before["solves"]
     assert after["factorizations"] == before["factorizations"]
     assert bench.plane.inflight == 0
+    assert bench.plane._scheduler.stats.depth == 0
+
+
+def test_a_small_dense_matrix_that_is_new_is_factorized_on_the_way(bench: Bench) -> None:
+    first = bench.put(dense_matrix(24, 66_183_404))
+    bench.settled(first)
+    before = bench.plane.stats()
+    for shift in (1.0, 2.0):
+        matrix = Matrix(first.pattern, first.values + shift)
+        rhs = np.ones(matrix.n)
+        reply = bench.transport.solve(SolveCall(matrix.ref, Options(), rhs, values=matrix.values), TIMEOUT)
+        assert bench.heard.threads[-1] == LOOP
+        np.testing.assert_allclose(matrix.values @ reply.x, rhs, atol=1e-12)
+    after = bench.plane.stats()
+    grown = {name: after[name] - before[name] for name in ("uploads", "solves", "factorizations", "analyses", "blocks")}
+    assert grown == {"uploads": 2, "solves": 2, "factorizations": 2, "analyses": 0, "blocks": 2}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "options"),
+    [
+        (dense_matrix(130, 51_022), {}),
+        (dense_matrix(24, 51_023), {"method": "gmres"}),
+        (dense_matrix(24, 51_023), {"maxiter": 900}),
+        (dense_matrix(24, 51_023), {"condition": True}),
+        (sparse(14), {}),
+        (Matrix(DensePattern((3, 3)), np.stack([np.eye(3), 2 * np.eye(3)])), {}),
+    ],
+    ids=["large", "iterative", "limited", "condition", "sparse", "batch"],
+)
+def test_other_matrices_that_are_new_are_built_on_threads(
+    bench: Bench, matrix: Matrix, options: dict[str, object]
+) -> None:
+    bench.put(matrix)
+    bench.settled(bench.put(dense_matrix(5, 8)))
+    moved = Matrix(matrix.pattern, matrix.values * 1.5)
+    rhs = np.ones((*moved.systems_shape, moved.n))
+    before, counters = len(bench.heard.threads), bench.plane.stats()
+    bench.transport.solve(SolveCall(moved.ref, Options(**options), rhs, values=moved.values), TIMEOUT)  # type: ignore[arg-type]
+    assert bench.heard.threads[before:]
+    assert LOOP not in bench.heard.threads[before:]
+    assert bench.plane.stats()["uploads"] == counters["uploads"] + 1, "nothing was tried in vain"
+
+
+def test_a_new_matrix_that_is_singular_is_an_error_on_the_event_loop_too(bench: Bench) -> None:
+    bench.settled(bench.put(dense_matrix(24, 66_183_404)))
+    zero = Matrix(DensePattern((24, 24)), np.zeros((24, 24)))
+    for _ in range(2):
+        with pytest.raises(SingularMatrixError):
+            bench.transport.solve(SolveCall(zero.ref, Options(), np.ones(24), values=zero.values), TIMEOUT)
+
+
+def test_a_build_that_would_be_waited_for_is_left_to_a_thread(bench: Bench) -> None:
+    bench.settled(bench.put(dense_matrix(24, 66_183_404)))
+    hurried = replace(CallContext.within(TIMEOUT, "rest"), at_once=True)
+    new = dense_matrix(24, 66_183_405)
+    call = SolveCall(new.ref, Options(), np.ones(24), values=new.values)
+    gate = threading.Event()
+    holding = bench.plane._scheduler.order(lambda: gate.wait(TIMEOUT))
+    with pytest.raises(WouldWaitError):
+        bench.plane.solve(call, hurried)
+    gate.set()
+    holding.result(TIMEOUT)
+    reply = bench.plane.solve(call, CallContext.within(TIMEOUT, "rest"))
+    np.testing.assert_allclose(new.values @ reply.x, np.ones(24), atol=1e-12)
     assert bench.plane._scheduler.stats.depth == 0
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, final
 
 from backsolve.errors import BacksolveError, DeadlineError
 
-from ..context import CallContext
+from ..context import CallContext, WouldWaitError
 
 T = TypeVar("T")
 
@@ -116,9 +116,12 @@ class Flights:
 
         Raises:
             DeadlineError, CancelledError: this caller's time is over; the others fly on.
+            WouldWaitError: `context` must not wait.
             BacksolveError: the build failed.
         """
         try:
+            if context.at_once and not flight.outcome.done():
+                raise WouldWaitError
             await_future(flight.outcome, context)
         finally:
             self._leave(flight)

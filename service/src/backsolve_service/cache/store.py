@@ -137,6 +137,12 @@ class FactorCache(Generic[R]):
         with self._lock:
             return self._shelf.matrix(tenant, ref)
 
+    def pattern_at_hand(self, tenant: str, digest: bytes) -> AnyPattern | None:
+        """A pattern; counts neither as a lookup nor as a use."""
+        with self._lock:
+            entry = self._shelf.pattern(tenant, digest)
+            return None if entry is None else entry.pattern
+
     def factor(self, entry: MatrixEntry[R], spec: FactorSpec) -> R | None:
         """The reference to a factor that is there already; use it only while `entry` is pinned.
 

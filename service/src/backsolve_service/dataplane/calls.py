@@ -19,7 +19,7 @@ from backsolve.errors import (
 from backsolve.fingerprint import matrix_ref
 from backsolve.gradient import adjoint, parameters_gradient, parameters_tangent_rhs
 from backsolve.matrix import Matrix, standing_on
-from backsolve.pattern import StructuredPattern, check_square
+from backsolve.pattern import DensePattern, StructuredPattern, check_square
 from backsolve.types import Array, Holding, Limits, MatrixRef
 
 from ..cache.entries import MatrixEntry
@@ -134,7 +134,7 @@ class Calls:
         """Whether everything lies ready for a call that takes about as long as reading so many bytes of a factor."""
         entry = self._cache.at_hand(context.tenant, call.ref)
         if isinstance(call, SolveCall) and call.values is not None:
-            return False
+            return self._small_at_hand(call, call.values, context)
         if entry is None or entry.operand.batch is not None or call.options.condition:
             return False
         if isinstance(call, VjpCall):
@@ -144,6 +144,13 @@ class Calls:
             options, given, has_x0 = call.options, call.rhs, call.x0 is not None
         columns = 1 if given.ndim == 1 else given.shape[-1]
         return self._answering.at_hand(entry, options, has_x0=has_x0, columns=columns, most_bytes=most_bytes)
+
+    def _small_at_hand(self, call: SolveCall, values: Array, context: CallContext) -> bool:
+        """The same for a call that brings a small dense matrix, which is factorized on the way."""
+        pattern = self._cache.pattern_at_hand(context.tenant, call.ref.pattern)
+        if not isinstance(pattern, DensePattern) or values.shape != pattern.entries:
+            return False
+        return self._answering.small_at_hand(Operand(Matrix(pattern, values)), call.options)
 
     def put(self, call: PutCall, context: CallContext) -> MatrixRef:
         """Check, hash and keep a matrix."""

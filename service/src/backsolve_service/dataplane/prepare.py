@@ -24,6 +24,7 @@ from ..context import CallContext, WouldWaitError
 from ..engine.base import FactorSpec, Symbolic
 from ..engine.device import CPU
 from ..engine.faults import systems
+from ..engine.operand import Operand
 from ..engine.options import AUTO
 from ..engine.registry import ROWS
 from ..engine.select import Choice, choose, choose_for_update, choose_iterative
@@ -35,6 +36,9 @@ from .telemetry import Telemetry
 
 _MOST_CHOICES = 32
 """Sets of options remembered with one matrix; a caller whose tolerance changes with every call has no end of them."""
+
+_SMALL_DENSE = 128
+"""Rows of a dense matrix whose LU factors and condition estimate take some 0.3 ms."""
 
 Kind = tuple[object, ...]
 """Factors of one kind on one pattern are about equally large."""
@@ -291,19 +295,20 @@ class Preparer:
         held = self._cache.factor(entry, choice.spec)
         if held is not None:
             return Prepared(held, choice, True, True, 0.0, 0.0, 0.0, choice.spec)
-        if context.at_once:
+        here = context.at_once
+        if here and not small_enough(entry.operand):
             raise WouldWaitError
         symbolic = self._cache.get_symbolic(
             entry.pattern,
             choice.spec.analysis,
-            lambda: self._analyze(choice, entry),
+            lambda: self._analyze(choice, entry, here=here),
             context,
         )
 
         factor = self._cache.get_factor(
             entry,
             choice.spec,
-            lambda: self._scheduler.order_factor(symbolic.value, entry.operand, choice.spec),
+            lambda: self._scheduler.order_factor(symbolic.value, entry.operand, choice.spec, here=here),
             context,
             self._predicted_bytes(entry, choice, symbolic.value),
         )
@@ -335,15 +340,20 @@ class Preparer:
             predicted -= entry.operand.values.nbytes  # the copy of its process, which lies on the host
         return max(predicted, 0)
 
-    def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef]) -> Order[Symbolic]:
+    def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef], *, here: bool) -> Order[Symbolic]:
         self._telemetry.count("analyses")
-        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern)
+        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern, here=here)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":
             self._telemetry.phase("analyze", symbolic.seconds_run)
         if factor.lookup == "miss":
             self._telemetry.phase("factor", factor.seconds_run)
+
+
+def small_enough(operand: Operand) -> bool:
+    """Whether a matrix is factorized sooner than the work is handed to another thread, and on any thread."""
+    return operand.pattern.layout == "dense" and operand.batch is None and operand.n <= _SMALL_DENSE
 
 
 def _has_host(choice: Choice) -> bool:

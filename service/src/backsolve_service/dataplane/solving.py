@@ -14,10 +14,13 @@ from ..cache.store import FactorCache
 from ..context import CallContext
 from ..engine.answer import Answer
 from ..engine.base import Controls
+from ..engine.operand import Operand
+from ..engine.options import AUTO
+from ..engine.registry import ROWS
 from ..scheduling.jobs import Solved
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import FactorLostError, FactorRef
-from .prepare import Prepared, Preparer
+from .prepare import Prepared, Preparer, small_enough
 from .reuse import Stale
 from .telemetry import Telemetry
 
@@ -74,6 +77,12 @@ class Answering:
             return False
         size = entry.operand.nbytes + ref.nbytes * max(columns, 1)
         return size <= most_bytes and ref.worker.asleep
+
+    def small_at_hand(self, operand: Operand, options: Options) -> bool:
+        """Whether a new matrix is so small that building its factor counts for nothing, and a worker sleeps."""
+        plain = options == Options(method=options.method, trans=options.trans)
+        direct = options.method == AUTO or (options.method in ROWS and ROWS[options.method].direct)
+        return plain and direct and small_enough(operand) and self._scheduler.idle
 
     def answer(
         self,

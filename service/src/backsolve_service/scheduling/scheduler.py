@@ -185,15 +185,25 @@ class Scheduler:
         worker = self._place(self._threads)
         return self._order(worker, self._build_task(worker, spec, job, future, nbytes), future)
 
-    def order_analysis(self, spec: FactorSpec, pattern: AnyPattern) -> "Order[Symbolic]":
-        """Have the method of `spec` analyse a pattern, where the method belongs; otherwise as `order`."""
+    @property
+    def idle(self) -> bool:
+        """Whether a thread sleeps whose turn a caller could take."""
+        return any(worker.asleep for worker in self._threads)
+
+    def order_analysis(self, spec: FactorSpec, pattern: AnyPattern, *, here: bool = False) -> "Order[Symbolic]":
+        """Have the method of `spec` analyse a pattern, where the method belongs; otherwise as `order`.
+
+        With `here` it is done on the calling thread, if the worker sleeps and is itself a thread.
+        """
         order: Order[Symbolic] = Order()
         worker = self._place(self._home(spec))
-        self._order(worker, Task(lambda: worker.analyze(spec, pattern, order.wanted), order), order)
+        self._order(worker, Task(lambda: worker.analyze(spec, pattern, order.wanted), order), order, here=here)
         return order
 
-    def order_factor(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> "Order[FactorRef]":
-        """Have a matrix factorized where its method belongs, and the factor left there; otherwise as `order`."""
+    def order_factor(
+        self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, *, here: bool = False
+    ) -> "Order[FactorRef]":
+        """Have a matrix factorized where its method belongs, and the factor left there; as `order_analysis`."""
         order: Order[FactorRef] = Order()
         worker = self._place(self._home(spec))
 
@@ -202,7 +212,7 @@ class Scheduler:
             self._observer.factorized(spec.method, ref.pivots)
             return ref
 
-        self._order(worker, Task(work, order), order)
+        self._order(worker, Task(work, order), order, here=here)
         return order
 
     def order_update(self, base: FactorRef, operand: Operand, spec: FactorSpec) -> "Order[FactorRef]":
@@ -250,7 +260,7 @@ class Scheduler:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead)
         # A thread that must not wait is one of the service's own, on which no caller sets any mode.
-        here = (ref.anywhere or context.at_once) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
+        here = (ref.anywhere or (ref.direct and context.at_once)) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
         return self._ask(ref.worker, job, job.ticket, context, at_once=here and instead is None)
 
     def free(self, ref: FactorRef) -> None:
@@ -292,8 +302,10 @@ class Scheduler:
             worker.withdraw(job)
             raise
 
-    def _order(self, worker: Worker, task: Task[T], future: "Future[Made[T]]") -> "Future[Made[T]]":
-        self._enter(worker, task, None)
+    def _order(
+        self, worker: Worker, task: Task[T], future: "Future[Made[T]]", *, here: bool = False
+    ) -> "Future[Made[T]]":
+        self._enter(worker, task, None, at_once=here)
         future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
         return future
 
