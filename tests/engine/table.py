@@ -119,6 +119,10 @@ EVERY = (
         Row("pardiso", None, "csr", kind)
         for kind in ("general", "definite", "indefinite", "symmetric", "saddle", "triangular", "zero_diagonal")
     ),
+    *(
+        Row("mumps", None, "csr", kind)
+        for kind in ("general", "definite", "indefinite", "symmetric", "saddle", "triangular", "zero_diagonal")
+    ),
     *(Row("rslab_ldl", None, "csr", kind) for kind in ("symmetric", "real_saddle")),
 )
 
@@ -126,8 +130,12 @@ EVERY = (
 def absent(method):
     """Why a method cannot be tried here, or None: a model stands in for what needs a CUDA device."""
     row = ROWS[method]
-    if row.requires is None or row.only_cuda or method in methods() or find_spec(row.requires) is not None:
+    if row.requires is None or row.only_cuda or method in methods():
         return None
+    if row.extra is None:
+        return f"the system's package {row.requires} is not installed"
+    if find_spec(row.requires) is not None:
+        return None  # what is here and not usable is to fail
     return f"the package {row.requires} of the extra {row.extra!r} is not installed"
 
 

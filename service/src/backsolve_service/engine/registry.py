@@ -79,7 +79,7 @@ class Row:
         only_cuda: it cannot compute on the CPU.
         requires: an importable module it cannot do without, of an optional extra; or a package.
         probe: `module:function` that tells whether that package is here, where no module's name does.
-        extra: that extra of the distribution.
+        extra: that extra of the distribution; None: the package is the system's.
     """
 
     path: str
@@ -164,6 +164,15 @@ ROWS: Mapping[str, Row] = {
         requires="mkl",
         probe="direct.pardiso.library:installed",
         extra="pardiso",
+    ),
+    "mumps": Row(
+        "direct.mumps.solver:Mumps",
+        _CSR,
+        "square",
+        _DIRECT,
+        home="process",
+        requires="libmumps-seq-5.5",
+        probe="direct.mumps.library:installed",
     ),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
@@ -272,9 +281,10 @@ def check_installed(kind: str, name: str, row: Row | PreconditionerRow) -> None:
                 f"{kind} {name!r} cannot use the version of {row.requires!r} that is installed where the solve would "
                 f"run: pip install --upgrade 'backsolve-service[{row.extra}]' there, or use another method"
             )
+        cure = f"pip install 'backsolve-service[{row.extra}]'" if row.extra else f"apt-get install {row.requires}"
         raise NotSupportedError(
             f"{kind} {name!r} needs the package {row.requires!r}, which is not installed where the solve would run: "
-            f"pip install 'backsolve-service[{row.extra}]' there"
+            f"{cure} there"
         )
 
 

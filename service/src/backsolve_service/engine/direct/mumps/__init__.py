@@ -1,0 +1,1 @@
+"""Sparse direct solves by MUMPS as Debian packages it, bound by ctypes."""
