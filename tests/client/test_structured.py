@@ -100,6 +100,16 @@ def test_shapes_and_types_that_do_not_fit() -> None:
         make(np.ones(3), np.ones((3, 1)), np.ones((3, 2)))
     with pytest.raises(InvalidShapeError, match="batch"):
         make(np.ones((2, 3)), np.ones((3, 1)))
+    with pytest.raises(InvalidShapeError, match="batch"):
+        make(np.ones((2, 3)), np.ones((4, 3, 1)))
+    with pytest.raises(InvalidShapeError, match="of a batch"):
+        make(np.ones((2, 2, 3)), np.ones((2, 2, 3, 1)))
+    with pytest.raises(InvalidShapeError, match="same batch axis"):
+        backsolve.Kronecker(np.ones((2, 3, 3)), np.ones((2, 2)))
+    with pytest.raises(InvalidShapeError, match="x has shape"):
+        backsolve.Circulant(np.ones((2, 3))) @ np.ones((3, 2))
+    with pytest.raises(InvalidShapeError, match="batch is not taken"):
+        backsolve.LowRankUpdate(np.ones((2, 3, 3)), np.ones((2, 3, 1)))
     with pytest.raises(InvalidPatternError, match="use a dense matrix"):
         make(np.ones(3), np.ones((3, 4)))
     with pytest.raises(InvalidShapeError, match="factor 2"):

@@ -138,3 +138,49 @@ def test_the_gradient_of_a_hermitian_toeplitz_is_that_of_both_places(client: Cli
     plus, minus = (client.solve(backsolve.Toeplitz(c + s * dc), b).x for s in (h, -h))
     assert got.r is None
     assert np.vdot(got.c, dc).real == pytest.approx(np.vdot(g, (plus - minus) / (2 * h)).real, rel=1e-6)
+
+
+@each_kind
+@each_trans
+@pytest.mark.parametrize("columns", [(), (2,)], ids=["vector", "columns"])
+def test_a_batch_is_its_members(client: Client, kind: str, trans: str, columns: tuple[int, ...]) -> None:
+    """Answers, gradients formed on both sides, tangents and statuses, in one request each."""
+    make, _ = parameters(kind, "complex128")
+    each = [parameters(kind, "complex128", seed)[1] for seed in (0, 55, 110)]
+    moved = [parameters(kind, "complex128", seed)[1] for seed in (7, 62, 117)]
+    a, da = (make(**{p: np.stack([one[p] for one in many]) for p in each[0]}) for many in (each, moved))
+    members, directions = [make(**one) for one in each], [make(**one) for one in moved]
+    b, g, db = (random_like((3, a.shape[0], *columns), "complex128", seed) for seed in (33_190, 33_191, 33_192))
+    before = client.stats()["solves"]
+    solution = client.solve(a, b, trans=trans)
+    assert client.stats()["solves"] == before + 1
+    x = solution.x
+    here, there = (client.vjp(a, x, g, trans=trans, values_on=side) for side in ("client", "server"))
+    pushed = client.jvp(a, x, A_tangent=da, b_tangent=db, trans=trans).x
+    assert [element.status for element in solution.stats.elements] == [Status.OK] * 3
+    np.testing.assert_allclose(a @ b, np.stack([m @ v for m, v in zip(members, b, strict=True)]), rtol=1e-12)
+    assert a.toarray().shape == (3, *a.shape)
+    for s, (one, along) in enumerate(zip(members, directions, strict=True)):
+        np.testing.assert_allclose(x[s], client.solve(one, b[s], trans=trans).x, rtol=1e-10, atol=1e-12)
+        gradients = client.vjp(one, x[s], g[s], trans=trans)
+        np.testing.assert_allclose(here.b[s], gradients.b, rtol=1e-10, atol=1e-12)
+        for p in each[0]:
+            for found in (here, there):
+                np.testing.assert_allclose(
+                    parameter(found.values, p)[s], parameter(gradients.values, p), rtol=1e-9, atol=1e-11
+                )
+        expected = client.jvp(one, x[s], A_tangent=along, b_tangent=db[s], trans=trans).x
+        np.testing.assert_allclose(pushed[s], expected, rtol=1e-9, atol=1e-11)
+
+
+@each_kind
+def test_a_singular_member_has_a_status_of_its_own(client: Client, kind: str) -> None:
+    make, given = parameters(kind, "float64")
+    a = make(**{name: np.stack([value, 0 * value, value]) for name, value in given.items()})
+    b = random_like((3, a.shape[0]), "float64", 66_102_417)
+    solution = client.solve(a, b, on_failure="nan")
+    statuses = [element.status for element in solution.stats.elements]
+    assert statuses == [Status.OK, Status.SINGULAR_NUMERIC, Status.OK]
+    assert np.isnan(solution.x[1]).all()
+    for s in (0, 2):
+        np.testing.assert_allclose(solution.x[s], client.solve(make(**given), b[s]).x, rtol=1e-11)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import backsolve.torch as bt
+from backsolve import Client
 from backsolve.errors import InvalidDtypeError, InvalidShapeError, NotSupportedError
 from backsolve.torch.structured import Structured
 
@@ -111,11 +112,53 @@ def test_products(case: str) -> None:
         a @ x[1:]
 
 
+BATCHED: dict[str, tuple[Callable[..., Structured], list[tuple[int, ...]]]] = {
+    **{name: CASES[name] for name in ("low_rank", "low_rank_tied")},
+    "kronecker": (lambda a, b: bt.Kronecker(a + 4 * torch.eye(2), b + 4 * torch.eye(3)), [(2, 2), (3, 3)]),
+    "circulant": (lambda c: bt.Circulant(c + 20 * (torch.arange(5) == 0)), [(5,)]),
+    "toeplitz": (lambda c, r: bt.Toeplitz(c + 20 * (torch.arange(5) == 0), r), [(5,), (5,)]),
+    "toeplitz_hermitian": (lambda c: bt.Toeplitz(c + 20 * (torch.arange(5) == 0)), [(5,)]),
+}
+
+
+@pytest.mark.parametrize("case", BATCHED)
+@pytest.mark.parametrize("batch", [(3,), (2, 2)], ids=str)
+@each_dtype
+def test_a_batch_is_one_request_with_the_derivatives_of_the_dense_solve(
+    embedded: Client, case: str, batch: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    make, shapes = BATCHED[case]
+    given = tensors([(*batch, *shape) for shape in shapes], dtype, shift=0)
+    if case.startswith("low_rank"):
+        given[0] = (given[0].detach() + 6).requires_grad_()
+    a = make(*given)
+    n = a.shape[0]
+    assert (a.batch, a.to_dense().shape) == (batch, (*batch, n, n))
+    for columns in ((), (2,)):
+        b = torch.randn(*batch, n, *columns, dtype=dtype, generator=torch.Generator().manual_seed(818_006))
+        b.requires_grad_()
+        before = embedded.stats()["solves"]
+        x = bt.solve(make(*given), b, client=embedded)
+        assert embedded.stats()["solves"] == before + 1
+        full = a.to_dense()
+        torch.testing.assert_close(a @ b, (full @ b if columns else (full @ b.unsqueeze(-1)).squeeze(-1)))
+        expected = torch.linalg.solve(full, b) if columns else torch.linalg.solve(full, b.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(x, expected)
+        got = torch.autograd.grad((x.abs() ** 3).sum(), [*given, b], retain_graph=True)
+        torch.testing.assert_close(got, torch.autograd.grad((expected.abs() ** 3).sum(), [*given, b]))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidShapeError, match="must be"):
         bt.LowRankPlusDiagonal(torch.ones(3), torch.ones(4, 1))
     with pytest.raises(InvalidShapeError, match="batch"):
         bt.LowRankPlusDiagonal(torch.ones(2, 3), torch.ones(3, 1))
+    with pytest.raises(InvalidShapeError, match="same batch axes"):
+        bt.Kronecker(torch.ones(2, 3, 3), torch.ones(3, 3))
+    with pytest.raises(InvalidShapeError, match="x has shape"):
+        bt.Circulant(torch.ones(2, 3)).matvec(torch.ones(3, 2))
+    with pytest.raises(InvalidShapeError, match="batch is not taken"):
+        bt.LowRankUpdate(torch.eye(3), torch.ones(2, 3, 1))
     with pytest.raises(InvalidDtypeError, match="U is"):
         bt.LowRankPlusDiagonal(torch.ones(3), torch.ones(3, 1, dtype=torch.float64))
     a = bt.LowRankPlusDiagonal(torch.ones(3), torch.ones(3, 1))

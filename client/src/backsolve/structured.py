@@ -4,7 +4,8 @@
     x = client.solve(A, b).x
     client.vjp(A, x, g).values.U                        # the gradient of U
 
-Arrays are held as they are given, not copied.
+Arrays are held as they are given, not copied. With one more axis in front of every parameter an object is
+a batch, solved in one request (an update is always one matrix).
 """
 
 from abc import abstractmethod
@@ -22,10 +23,16 @@ from .types import Array
 
 
 class Structured(Parametrised):
-    """One matrix that is given by parameters."""
+    """One matrix that is given by parameters, or a batch of them: every parameter with one more axis in front.
+
+    Attributes:
+        batch: number of matrices, or None for a single one.
+    """
 
     # NumPy would take `array @ A` for itself, and answer with an array of objects.
     __array_ufunc__ = None
+
+    batch: int | None = None
 
     @property
     @abstractmethod
@@ -42,7 +49,7 @@ class Structured(Parametrised):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(n, n)`."""
+        """`(n, n)`, of one matrix."""
         return self.pattern.shape
 
     @property
@@ -72,10 +79,13 @@ class Structured(Parametrised):
         """An object of the same class that holds the gradient of each parameter.
 
         Raises:
-            InvalidShapeError: there is one gradient for each of several matrices.
+            InvalidShapeError: the gradient is of another number of matrices.
         """
-        if gradient.ndim != 1:
-            raise InvalidShapeError(f"a gradient of shape {gradient.shape} belongs to a batch, this is one matrix")
+        lead = () if self.batch is None else (self.batch,)
+        if gradient.shape[:-1] != lead:
+            raise InvalidShapeError(
+                f"a gradient of shape {gradient.shape} does not belong to this: of its batch it would be {(*lead, 'k')}"
+            )
         return self._made(self._taken_apart(gradient))
 
     def _taken_apart(self, gradient: Array) -> dict[str, Any]:
@@ -83,15 +93,16 @@ class Structured(Parametrised):
         return self.pattern.split(gradient)
 
     def matvec(self, x: Any) -> Array:
-        """`A x`; `x` is `[n]` or `[n, k]`."""
+        """`A x`; `x` is `[n]` or `[n, k]`, of a batch with one more axis in front."""
         array = as_array(x, "x")
-        if array.ndim not in (1, 2) or array.shape[0] != self.shape[1]:
-            raise InvalidShapeError(f"x has shape {array.shape}; this matrix takes ({self.shape[1]},) or one with k")
-        columns = array[:, None] if array.ndim == 1 else array
+        wanted = (self.shape[1],) if self.batch is None else (self.batch, self.shape[1])
+        if array.shape[: len(wanted)] != wanted or array.ndim - len(wanted) not in (0, 1):
+            raise InvalidShapeError(f"x has shape {array.shape}; this matrix takes {wanted}, or that with k columns")
+        columns = array[..., None] if array.ndim == len(wanted) else array
         return self._product(columns).reshape(array.shape)
 
     def _product(self, columns: Array) -> Array:
-        """`A x`; x is `[n, k]`."""
+        """`A x`; x is `[(batch,) n, k]`."""
         return np.asarray(apply(self.pattern.kind, NUMPY, self._parts(), columns, "N"))
 
     def __matmul__(self, x: Any) -> Array:
@@ -99,17 +110,25 @@ class Structured(Parametrised):
 
     def toarray(self) -> Array:
         """All n x n entries: for tests and small matrices."""
-        return self.matvec(np.eye(self.shape[1], dtype=self.dtype))
+        lead = () if self.batch is None else (self.batch,)
+        return self.matvec(np.broadcast_to(np.eye(self.shape[1], dtype=self.dtype), (*lead, *self.shape)))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shape[0]}x{self.shape[1]}, {self.dtype})"
+        many = "" if self.batch is None else f"batch of {self.batch}, "
+        return f"{type(self).__name__}({many}{self.shape[0]}x{self.shape[1]}, {self.dtype})"
 
 
-def _parameter(value: Any, name: str, ndim: int) -> Array:
+def _parameter(value: Any, name: str, ndim: int, *, one: bool = False) -> Array:
+    """An array of a parameter's dimensions, or of one more, unless there must be `one`."""
     array = as_array(value, name)
-    if array.ndim != ndim:
-        raise InvalidShapeError(f"{name} has {array.ndim} dimensions, it needs {ndim}: a batch is not taken")
+    if array.ndim not in ((ndim,) if one else (ndim, ndim + 1)):
+        more = "a batch is not taken" if one else "or one more, of a batch"
+        raise InvalidShapeError(f"{name} has {array.ndim} dimensions, it needs {ndim}: {more}")
     return array
+
+
+def _batch_of(parameter: Array, ndim: int) -> int | None:
+    return None if parameter.ndim == ndim else int(parameter.shape[0])
 
 
 @final
@@ -132,11 +151,13 @@ class LowRankPlusDiagonal(Structured):
         self.U = _parameter(U, "U", 2)
         self.V = None if V is None else _parameter(V, "V", 2)
         v = self.U if self.V is None else self.V
-        if self.U.shape[0] != self.d.size or v.shape != self.U.shape:
+        if self.U.shape[:-1] != self.d.shape or v.shape != self.U.shape:
             raise InvalidShapeError(
-                f"d has shape {self.d.shape}, U {self.U.shape} and V {v.shape}: they must be (n,), (n, r) and (n, r)"
+                f"d has shape {self.d.shape}, U {self.U.shape} and V {v.shape}: they must be (n,), (n, r) and (n, r), "
+                "or each with the same batch axis in front"
             )
-        self._pattern = StructuredPattern("low_rank", self.U.shape)
+        self._pattern = StructuredPattern("low_rank", self.U.shape[-2:])
+        self.batch = _batch_of(self.d, 1)
 
     @property
     def pattern(self) -> StructuredPattern:
@@ -167,9 +188,12 @@ class Kronecker(Structured):
     def __init__(self, *factors: Any) -> None:
         self.factors = tuple(_parameter(factor, f"factor {i + 1}", 2) for i, factor in enumerate(factors))
         for index, factor in enumerate(self.factors):
-            if factor.shape[0] != factor.shape[1]:
+            if factor.shape[-2] != factor.shape[-1]:
                 raise InvalidShapeError(f"factor {index + 1} has shape {factor.shape}: it must be square")
-        self._pattern = StructuredPattern("kronecker", [factor.shape[0] for factor in self.factors])
+            if factor.shape[:-2] != self.factors[0].shape[:-2]:
+                raise InvalidShapeError("either every factor has the same batch axis in front, or none has one")
+        self._pattern = StructuredPattern("kronecker", [factor.shape[-1] for factor in self.factors])
+        self.batch = _batch_of(self.factors[0], 2)
 
     @property
     def pattern(self) -> StructuredPattern:
@@ -193,11 +217,12 @@ class Circulant(Structured):
 
     def __init__(self, c: Any) -> None:
         self.c = _parameter(c, "c", 1)
+        self.batch = _batch_of(self.c, 1)
 
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("circulant", self.c.shape)
+        return StructuredPattern("circulant", self.c.shape[-1:])
 
     def _parts(self) -> dict[str, Array]:
         return {"c": self.c}
@@ -227,20 +252,22 @@ class Toeplitz(Structured):
         self.r = None if r is None else _parameter(r, "r", 1)
         if self.r is not None and self.r.shape != self.c.shape:
             raise InvalidShapeError(f"c has shape {self.c.shape} and r {self.r.shape}: they must be alike")
+        self.batch = _batch_of(self.c, 1)
 
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("toeplitz", self.c.shape)
+        return StructuredPattern("toeplitz", self.c.shape[-1:])
 
     def _parts(self) -> dict[str, Array]:
         row = np.conj(self.c) if self.r is None else self.r
-        return {"t": np.concatenate([row[:0:-1], self.c])}
+        return {"t": np.concatenate([row[..., :0:-1], self.c], axis=-1)}
 
     def _made(self, parts: dict[str, Array]) -> "Toeplitz":
-        n = self.c.size
-        above, column = parts["t"][: max(n - 1, 0)][::-1], parts["t"][max(n - 1, 0) :]
-        row = np.concatenate([np.zeros(min(n, 1), dtype=above.dtype), above])
+        n = self.c.shape[-1]
+        above, column = parts["t"][..., : max(n - 1, 0)][..., ::-1], parts["t"][..., max(n - 1, 0) :]
+        corner = np.zeros((*self.c.shape[:-1], min(n, 1)), dtype=above.dtype)
+        row = np.concatenate([corner, above], axis=-1)
         return Toeplitz(column + np.conj(row)) if self.r is None else Toeplitz(column, row)
 
 
@@ -267,9 +294,9 @@ class LowRankUpdate(Structured):
     def __init__(self, S: Any, U: Any, V: Any = None) -> None:
         if isinstance(S, Parametrised):
             raise InvalidShapeError("S must be an array or a sparse matrix: add the products to those of S instead")
-        self.S = S if is_sparse(S) else _parameter(S, "S", 2)
-        self.U = _parameter(U, "U", 2)
-        self.V = None if V is None else _parameter(V, "V", 2)
+        self.S = S if is_sparse(S) else _parameter(S, "S", 2, one=True)
+        self.U = _parameter(U, "U", 2, one=True)
+        self.V = None if V is None else _parameter(V, "V", 2, one=True)
         v = self.U if self.V is None else self.V
         n = self.U.shape[0]
         if tuple(self.S.shape) != (n, n) or v.shape != self.U.shape:

@@ -16,7 +16,11 @@ from ._sparse import extract
 
 
 class Structured(ABC):
-    """One matrix that is given by tensors; gradients reach whatever those were computed from."""
+    """A matrix that is given by tensors; gradients reach whatever those were computed from.
+
+    With the same `*batch` axes in front of every parameter, a batch of matrices, solved in one request
+    (an update is always one matrix).
+    """
 
     @property
     @abstractmethod
@@ -29,8 +33,15 @@ class Structured(ABC):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(n, n)`."""
+        """`(n, n)`, of one matrix."""
         return self.pattern.shape
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The axes in front of every parameter."""
+        name, shape = self.pattern.parts[0]
+        first = self._parts()[name]
+        return tuple(first.shape[: first.ndim - len(shape)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,14 +54,18 @@ class Structured(ABC):
         return flat
 
     def matvec(self, x: Tensor) -> Tensor:
-        """`A x`, differentiably; `x` is `[n]` or `[n, k]`. Inside `torch.compile` the form for `A @ x`."""
-        if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
-            raise InvalidShapeError(f"x has shape {tuple(x.shape)}; this matrix has {self.shape[1]} columns")
-        columns = x.unsqueeze(-1) if x.ndim == 1 else x
+        """`A x`, differentiably; `x` is `[*batch, n]` or `[*batch, n, k]`.
+
+        Inside `torch.compile`, which does not know `@` of other classes, the form for `A @ x`.
+        """
+        wanted = (*self.batch, self.shape[1])
+        if tuple(x.shape[: len(wanted)]) != wanted or x.ndim - len(wanted) not in (0, 1):
+            raise InvalidShapeError(f"x has shape {tuple(x.shape)}; this matrix takes {wanted}, or that with k columns")
+        columns = x.unsqueeze(-1) if x.ndim == len(wanted) else x
         return self._product(columns).reshape(x.shape)
 
     def _product(self, columns: Tensor) -> Tensor:
-        """`A x`; x is `[n, k]`."""
+        """`A x`; x is `[*batch, n, k]`."""
         product: Tensor = apply(self.pattern.kind, OPS, self._parts(), columns, "N")
         return product.resolve_conj()
 
@@ -60,14 +75,20 @@ class Structured(ABC):
     def to_dense(self) -> Tensor:
         """All n x n entries, differentiably: for tests and small matrices."""
         first = next(iter(self._parts().values()))
-        return self.matvec(torch.eye(self.shape[1], dtype=first.dtype, device=first.device))
+        eye = torch.eye(self.shape[1], dtype=first.dtype, device=first.device)
+        return self.matvec(eye.expand(*self.batch, *self.shape))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shape[0]}x{self.shape[1]}, {self.dtype})"
+        many = f"batch of {self.batch}, " if self.batch else ""
+        return f"{type(self).__name__}({many}{self.shape[0]}x{self.shape[1]}, {self.dtype})"
 
 
-def _parameters(**given: tuple[Tensor, int]) -> None:
+def _parameters(*, one: bool = False, **given: tuple[Tensor, int]) -> None:
     """Refuse what is no tensor of the right number of dimensions, or of another type than the first.
+
+    Args:
+        one: whether there must be one matrix, rather than a batch.
+        given: each parameter by name, with its dimensions.
 
     Raises:
         InvalidDtypeError, InvalidShapeError: naming the parameter.
@@ -75,8 +96,9 @@ def _parameters(**given: tuple[Tensor, int]) -> None:
     first: Tensor | None = None
     for name, (value, ndim) in given.items():
         checked = tensor(value, name)
-        if checked.layout is not torch.strided or checked.ndim != ndim:
-            raise InvalidShapeError(f"{name} must be dense, of {ndim} dimensions: a batch is not taken")
+        if checked.layout is not torch.strided or checked.ndim < ndim or (one and checked.ndim != ndim):
+            more = "a batch is not taken" if one else "after those of a batch"
+            raise InvalidShapeError(f"{name} must be dense, of {ndim} dimensions: {more}")
         first = checked if first is None else first
         if checked.dtype != first.dtype or checked.device != first.device:
             raise InvalidDtypeError(
@@ -101,16 +123,16 @@ class LowRankPlusDiagonal(Structured):
     def __init__(self, d: Tensor, U: Tensor, V: Tensor | None = None) -> None:
         _parameters(d=(d, 1), U=(U, 2), V=(U if V is None else V, 2))
         self.d, self.U, self.V = d, U, U if V is None else V
-        if U.shape[0] != d.shape[0] or self.V.shape != U.shape:
+        if U.shape[:-1] != d.shape or self.V.shape != U.shape:
             raise InvalidShapeError(
                 f"d has shape {tuple(d.shape)}, U {tuple(U.shape)} and V {tuple(self.V.shape)}: "
-                "they must be (n,), (n, r) and (n, r)"
+                "they must be (n,), (n, r) and (n, r), or each with the same batch axes in front"
             )
 
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("low_rank", tuple(self.U.shape))
+        return StructuredPattern("low_rank", tuple(self.U.shape[-2:]))
 
     def _parts(self) -> dict[str, Tensor]:
         return {"d": self.d, "U": self.U, "V": self.V}
@@ -131,9 +153,11 @@ class Kronecker(Structured):
         _parameters(**{f"factor {index + 1}": (factor, 2) for index, factor in enumerate(factors)})
         self.factors = factors
         for index, factor in enumerate(factors):
-            if factor.shape[0] != factor.shape[1]:
+            if factor.shape[-2] != factor.shape[-1]:
                 raise InvalidShapeError(f"factor {index + 1} has shape {tuple(factor.shape)}: it must be square")
-        self._pattern = StructuredPattern("kronecker", [factor.shape[0] for factor in factors])
+            if factor.shape[:-2] != factors[0].shape[:-2]:
+                raise InvalidShapeError("either every factor has the same batch axes in front, or none has any")
+        self._pattern = StructuredPattern("kronecker", [factor.shape[-1] for factor in factors])
 
     @property
     def pattern(self) -> StructuredPattern:
@@ -159,7 +183,7 @@ class Circulant(Structured):
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("circulant", tuple(self.c.shape))
+        return StructuredPattern("circulant", tuple(self.c.shape[-1:]))
 
     def _parts(self) -> dict[str, Tensor]:
         return {"c": self.c}
@@ -187,10 +211,10 @@ class Toeplitz(Structured):
     @property
     def pattern(self) -> StructuredPattern:
         """Kind and sizes."""
-        return StructuredPattern("toeplitz", tuple(self.c.shape))
+        return StructuredPattern("toeplitz", tuple(self.c.shape[-1:]))
 
     def _parts(self) -> dict[str, Tensor]:
-        return {"t": torch.cat([self.r[1:].flip(0), self.c])}
+        return {"t": torch.cat([self.r[..., 1:].flip(-1), self.c], -1)}
 
 
 @final
@@ -212,7 +236,7 @@ class LowRankUpdate(Structured):
     """
 
     def __init__(self, S: Tensor, U: Tensor, V: Tensor | None = None, *, pattern: Pattern | None = None) -> None:
-        _parameters(U=(U, 2), V=(U if V is None else V, 2))
+        _parameters(one=True, U=(U, 2), V=(U if V is None else V, 2))
         self.S, self.U, self.V = tensor(S, "S"), U, U if V is None else V
         self._entries, self._below = _base(S, pattern)
         if self._below.shape != (U.shape[0], U.shape[0]) or self.V.shape != U.shape:
