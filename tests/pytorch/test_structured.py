@@ -134,6 +134,8 @@ def test_a_batch_is_one_request_with_the_derivatives_of_the_dense_solve(
     a = make(*given)
     n = a.shape[0]
     assert (a.batch, a.to_dense().shape) == (batch, (*batch, n, n))
+    last = (-1,) * len(batch)
+    torch.testing.assert_close(a.to_dense()[last], make(*(part[last] for part in given)).to_dense())
     for columns in ((), (2,)):
         b = torch.randn(*batch, n, *columns, dtype=dtype, generator=torch.Generator().manual_seed(818_006))
         b.requires_grad_()

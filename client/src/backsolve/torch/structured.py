@@ -83,12 +83,12 @@ class Structured(ABC):
         return f"{type(self).__name__}({many}{self.shape[0]}x{self.shape[1]}, {self.dtype})"
 
 
-def _parameters(*, one: bool = False, **given: tuple[Tensor, int]) -> None:
+def _parameters(given: dict[str, tuple[Tensor, int]], *, one: bool = False) -> None:
     """Refuse what is no tensor of the right number of dimensions, or of another type than the first.
 
     Args:
-        one: whether there must be one matrix, rather than a batch.
         given: each parameter by name, with its dimensions.
+        one: whether there must be one matrix, rather than a batch.
 
     Raises:
         InvalidDtypeError, InvalidShapeError: naming the parameter.
@@ -121,7 +121,7 @@ class LowRankPlusDiagonal(Structured):
     """
 
     def __init__(self, d: Tensor, U: Tensor, V: Tensor | None = None) -> None:
-        _parameters(d=(d, 1), U=(U, 2), V=(U if V is None else V, 2))
+        _parameters({"d": (d, 1), "U": (U, 2), "V": (U if V is None else V, 2)})
         self.d, self.U, self.V = d, U, U if V is None else V
         if U.shape[:-1] != d.shape or self.V.shape != U.shape:
             raise InvalidShapeError(
@@ -150,7 +150,7 @@ class Kronecker(Structured):
     """
 
     def __init__(self, *factors: Tensor) -> None:
-        _parameters(**{f"factor {index + 1}": (factor, 2) for index, factor in enumerate(factors)})
+        _parameters({f"factor {index + 1}": (factor, 2) for index, factor in enumerate(factors)})
         self.factors = factors
         for index, factor in enumerate(factors):
             if factor.shape[-2] != factor.shape[-1]:
@@ -177,7 +177,7 @@ class Circulant(Structured):
     """
 
     def __init__(self, c: Tensor) -> None:
-        _parameters(c=(c, 1))
+        _parameters({"c": (c, 1)})
         self.c = c
 
     @property
@@ -203,7 +203,7 @@ class Toeplitz(Structured):
 
     def __init__(self, c: Tensor, r: Tensor | None = None) -> None:
         row = c.conj().resolve_conj() if r is None else r
-        _parameters(c=(c, 1), r=(row, 1))
+        _parameters({"c": (c, 1), "r": (row, 1)})
         self.c, self.r = c, row
         if row.shape != c.shape:
             raise InvalidShapeError(f"c has shape {tuple(c.shape)} and r {tuple(row.shape)}: they must be alike")
@@ -236,7 +236,7 @@ class LowRankUpdate(Structured):
     """
 
     def __init__(self, S: Tensor, U: Tensor, V: Tensor | None = None, *, pattern: Pattern | None = None) -> None:
-        _parameters(one=True, U=(U, 2), V=(U if V is None else V, 2))
+        _parameters({"U": (U, 2), "V": (U if V is None else V, 2)}, one=True)
         self.S, self.U, self.V = tensor(S, "S"), U, U if V is None else V
         self._entries, self._below = _base(S, pattern)
         if self._below.shape != (U.shape[0], U.shape[0]) or self.V.shape != U.shape:
