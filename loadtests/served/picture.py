@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .rows import Row
 
@@ -53,6 +54,9 @@ def _latencies(rows: list[Row], path: Path) -> None:
                     label=f"{row.part}, {row.transport}",
                 )
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks([_nines(p) for p in _TICKS], _TICKS.values())
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
         axes.legend(frameon=False, fontsize=7.5, loc="lower right")

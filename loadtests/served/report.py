@@ -81,6 +81,8 @@ def _cost(row: Row) -> list[str]:
     )
     growth = "?" if row.rss_slope is None else "{:.0f} ({:.0f} to {:.0f})".format(*(v / 1024 for v in row.rss_slope))
     hits = "?" if row.hit_ratio is None else f"{100 * row.hit_ratio:.1f} %"
+    if row.coalesced:
+        hits += f" ({row.coalesced} waited)"
     cpu = "?" if row.server_cpu is None else f"{row.server_cpu:.2f}"
     return [
         *(_name(row), row.transport, _size(row.wire_up), _size(row.wire_down), hits, str(row.factorizations)),

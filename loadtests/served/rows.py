@@ -142,7 +142,7 @@ def row(
     since = _less(after.totals, {} if again else before.totals)
     lookups = [since[f"cache_{result}_factor"] for result in ("hits", "misses", "coalesced")]
     wrong = tally.errors[WRONG]
-    grown = slope(seen.times, seen.sizes)
+    grown = slope(seen.times, seen.sizes) if seen.lives == 1 else None
     return Row(
         *names,
         loop="closed" if plan.rate is None else "open",

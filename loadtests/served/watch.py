@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from .histogram import Latencies
 
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.1
 PROBE_SECONDS = 0.05
 PROBE_TIMEOUT = 5.0
 _SLOPE_BLOCKS = 10
@@ -105,6 +105,7 @@ class Watched:
         health: how long `GET /livez` took, counted from when it was due.
         unhealthy: probes that were not answered with 200.
         seconds: how long all of this lasted.
+        lives: processes that the server was; memory of several says nothing of growth.
     """
 
     times: list[float] = field(default_factory=list)
@@ -113,6 +114,7 @@ class Watched:
     health: Latencies = field(default_factory=Latencies)
     unhealthy: int = 0
     seconds: float = 0.0
+    lives: int = 0
 
 
 @final
@@ -148,6 +150,7 @@ class Watch:
         for thread in self._threads:
             thread.join()
         self.seen.seconds = time.monotonic() - self._start
+        self.seen.lives = len(self._cpu)
         if self._cpu:
             self.seen.cpu_seconds = sum(last - first for first, last in self._cpu.values())
 
