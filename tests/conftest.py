@@ -5,22 +5,24 @@ from collections.abc import Iterator
 import pytest
 
 from backsolve import Client
+from backsolve._transports.http import HttpTransport
+from backsolve._transports.shared import SharedMemory
 from support.servers import ServerProcess
 
 TRANSPORTS = ("embedded", "http", "grpc")
 """What every test of `client` runs on."""
 
-SAME_HOST = ("unix", "grpc+unix")
-"""What tests marked `same_host` run on as well: the same code behind another kind of socket."""
+SAME_HOST = ("unix", "grpc+unix", "shared")
+"""What tests marked `same_host` run on as well: Unix sockets, and HTTP with every array in shared memory."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--same-host`: run every test of `client` over Unix sockets too."""
-    parser.addoption("--same-host", action="store_true", help="every test of `client` over Unix sockets too")
+    """`--same-host`: run every test of `client` over Unix sockets and in shared memory too."""
+    parser.addoption("--same-host", action="store_true", help="every test of `client` on every transport")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the other sockets of tests that did not ask for them."""
+    """Leave out the transports that tests did not ask for."""
     if config.getoption("--same-host"):
         return
     dropped = {
@@ -40,13 +42,17 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(params=[*TRANSPORTS, *(pytest.param(name, marks=pytest.mark.other_socket) for name in SAME_HOST)])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of the embedded engine, then of the server over HTTP, then over gRPC, and over Unix sockets."""
+    """A client of the embedded engine, then of the server over HTTP, then over gRPC, over Unix sockets, and so on."""
     if request.param == "embedded":
-        url = "embedded"
+        made = Client("embedded")
     else:
         running: ServerProcess = request.getfixturevalue("server")
-        url = running.url(request.param)
-    with Client(url) as opened:
+        if request.param == "shared":
+            memory = SharedMemory(f"{running.folder}/shared", least_bytes=1)
+            made = Client(transport=HttpTransport(running.url("unix"), shared=memory))
+        else:
+            made = Client(running.url(request.param))
+    with made as opened:
         yield opened
 
 

@@ -64,6 +64,7 @@ def addressed(block: str, server: ServerProcess) -> str:
     """The block with the addresses of the test's server in place of the default ones."""
     block = block.replace("127.0.0.1:8080", f"127.0.0.1:{server.http_port}")
     block = block.replace("127.0.0.1:50051", f"127.0.0.1:{server.grpc_port}")
+    block = block.replace(":/run/backsolve/", f":{server.folder}/")
     return block.replace(".venv/bin/python", sys.executable)
 
 
@@ -74,10 +75,10 @@ def numbers(text: str) -> list[float]:
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
     assert len(PYTHON) == 5
-    assert len(OTHER) == 4
+    assert len(OTHER) == 5
 
 
-@pytest.mark.parametrize("block", OTHER, ids=["remote", "json", "structured", "file"])
+@pytest.mark.parametrize("block", OTHER, ids=["remote", "near", "json", "structured", "file"])
 def test_shell_runs(block: str, server: ServerProcess, tmp_path: Path):
     assert run(["bash", "-euo", "pipefail", "-c", addressed(block, server)], tmp_path).strip()
 

@@ -30,6 +30,7 @@ def test_urls(url: str, expected: tuple[str, str, int]) -> None:
         ("unix:///run/a.sock", ("unix", "/run/a.sock")),
         ("unix:/run/a%20b?c#d:1", ("unix", "/run/a%20b?c#d:1")),
         ("grpc+unix:/run/a.sock", ("grpc+unix", "/run/a.sock")),
+        ("backsolve+unix:/run/a.sock", ("backsolve+unix", "/run/a.sock")),
         ("grpc+unix:///" + 106 * "a", ("grpc+unix", "/" + 106 * "a")),
     ],
 )

@@ -16,9 +16,9 @@ from backsolve_service.settings import VARIABLES, Settings
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = "deploy/compose.yaml"
-OVERLAYS = [(COMPOSE,), (COMPOSE, "deploy/compose.gpu.yaml")]
+OVERLAYS = [(COMPOSE,), (COMPOSE, "deploy/compose.gpu.yaml"), (COMPOSE, "deploy/compose.same-host.yaml")]
 
-each_stack = pytest.mark.parametrize("files", OVERLAYS, ids=["cpu", "gpu"])
+each_stack = pytest.mark.parametrize("files", OVERLAYS, ids=["cpu", "gpu", "same-host"])
 
 
 def compose_config(tools: Path, *files: str, **variables: str) -> dict[str, Any]:
@@ -141,6 +141,19 @@ def test_the_gpu_overlay_reserves_one_gpu_and_builds_for_it(tools: Path) -> None
     assert solver["build"]["target"] == "cuda"
     assert solver["environment"]["BACKSOLVE_DEVICE"] == "cuda"
     assert solver["image"] != compose_config(tools, COMPOSE)["services"]["solver"]["image"]
+
+
+def test_the_same_host_overlay_has_a_place_for_the_sockets_that_the_solver_may_write_to(tools: Path) -> None:
+    config = compose_config(tools, *OVERLAYS[2])
+    solver = config["services"]["solver"]
+    (mount,) = solver["volumes"]
+    paths = [Path(path) for name, path in solver["environment"].items() if name.startswith("BACKSOLVE_UNIX_")]
+    assert len(paths) == 3
+    assert {str(path.parent) for path in paths} == {mount["target"]}
+    (user,) = instruction("USER")
+    uid, _, gid = user.partition(":")
+    options = config["volumes"][mount["source"]]["driver_opts"]["o"].split(",")
+    assert {f"uid={uid}", f"gid={gid}", "mode=0750"} <= {*options}
 
 
 def test_scripts_pass_shellcheck() -> None:

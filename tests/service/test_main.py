@@ -48,6 +48,8 @@ NAMES = {
     "factorizations",
     "bytes_not_sent",
     "device_memory_bytes",
+    "shared_regions",
+    "shared_bytes",
     "build_info",
 }
 

@@ -35,6 +35,8 @@ NAMES = {
     "pivots_reused": ("counter", {"result"}),
     "bytes_not_sent": ("counter", set()),
     "device_memory_bytes": ("gauge", {"kind"}),
+    "shared_regions": ("gauge", set()),
+    "shared_bytes": ("gauge", set()),
     "build_info": ("gauge", {"version", "python", "torch"}),
 }
 
@@ -57,6 +59,8 @@ def fill(observer: Observer) -> None:
     observer.bind("cache_bytes", lambda: {("factor", "host"): 7.0, ("matrix", "host"): 1.0})
     observer.bind("cache_entries", lambda: {("factor",): 1})
     observer.bind("device_memory_bytes", lambda: {("used",): 9.0})
+    observer.bind("shared_regions", lambda: 2.0)
+    observer.bind("shared_bytes", lambda: 4096.0)
 
 
 def families(metrics):

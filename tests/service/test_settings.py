@@ -50,7 +50,12 @@ def test_every_variable_is_read(env, tmp_path):
         "GRPC_PORT": "65535",
         "UNIX_HTTP": "/run/backsolve/http",
         "UNIX_GRPC": "/run/backsolve/grpc",
+        "UNIX_SHARED": "/run/backsolve/shared",
         "UNIX_MODE": "0660",
+        "SHARED_BYTES": "2GiB",
+        "SHARED_CLIENT_BYTES": "256MiB",
+        "SHARED_REGIONS": "40",
+        "SHARED_CLIENT_REGIONS": "4",
         "DEVICE": "cuda:1",
         "WORKERS": "3",
         "PROCESSES": "2",
@@ -78,7 +83,12 @@ def test_every_variable_is_read(env, tmp_path):
         "grpc_port": 65535,
         "unix_http": Path("/run/backsolve/http"),
         "unix_grpc": Path("/run/backsolve/grpc"),
+        "unix_shared": Path("/run/backsolve/shared"),
         "unix_mode": 0o660,
+        "shared_bytes": 2**31,
+        "shared_client_bytes": 2**28,
+        "shared_regions": 40,
+        "shared_client_regions": 4,
         "device": "cuda:1",
         "workers": 3,
         "processes": 2,
@@ -181,9 +191,12 @@ def test_listening_beyond_loopback_needs_credentials_or_a_word(env, host):
     assert load().host == host
 
 
-def test_the_two_unix_sockets_differ(env):
-    env(UNIX_HTTP="/run/s", UNIX_GRPC="/run/s")
-    assert "choose two paths" in refusal()[0]
+@pytest.mark.parametrize("pair", [("HTTP", "GRPC"), ("HTTP", "SHARED"), ("GRPC", "SHARED")])
+def test_unix_sockets_differ(env, pair):
+    env(UNIX_HTTP="/run/h", UNIX_GRPC="/run/g", UNIX_SHARED="/run/s")
+    assert load().unix_shared is not None
+    env(**{f"UNIX_{name}": "/run/x" for name in pair})
+    assert "choose different paths" in refusal()[0]
 
 
 def test_a_token_is_credentials_enough_and_an_empty_one_is_none(env):

@@ -61,7 +61,8 @@ def echo(call: SolveCall, _: CallContext) -> SolveReply:
 @contextmanager
 def serving(plane: Any, **settings: Any) -> Iterator[RestServer]:
     """A REST server over a plane, in this process."""
-    server = RestServer(plane, RestConfig(**{"port": 0, "max_threads": 16, **settings}), lambda: METRICS)
+    registry = settings.pop("registry", None)
+    server = RestServer(plane, RestConfig(**{"port": 0, "max_threads": 16, **settings}), lambda: METRICS, registry)
     server.start()
     try:
         yield server

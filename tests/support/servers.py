@@ -81,6 +81,7 @@ class ServerProcess:
             "BACKSOLVE_GRPC_PORT": str(self.grpc_port),
             "BACKSOLVE_UNIX_HTTP": f"{self.folder}/http",
             "BACKSOLVE_UNIX_GRPC": f"{self.folder}/grpc",
+            "BACKSOLVE_UNIX_SHARED": f"{self.folder}/shared",
             **self._environment,
         }
         with self._log.open("ab") as log:

@@ -27,7 +27,7 @@ def solves(url: str, **options: str) -> bool:
 
 
 def files(server: ServerProcess) -> list[Path]:
-    return [server.folder / "grpc", server.folder / "http"]
+    return [server.folder / "grpc", server.folder / "http", server.folder / "shared"]
 
 
 def permissions(server: ServerProcess) -> set[str]:
@@ -49,7 +49,10 @@ def test_the_life_of_the_files() -> None:
                 client.info()
 
 
-@pytest.mark.parametrize(("name", "variable"), [("http", "BACKSOLVE_UNIX_HTTP"), ("grpc", "BACKSOLVE_UNIX_GRPC")])
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("http", "BACKSOLVE_UNIX_HTTP"), ("grpc", "BACKSOLVE_UNIX_GRPC"), ("shared", "BACKSOLVE_UNIX_SHARED")],
+)
 def test_a_socket_in_use_is_left_to_its_owner(server: ServerProcess, name: str, variable: str) -> None:
     second = ServerProcess(**{variable: str(server.folder / name)})
     with pytest.raises(RuntimeError, match=rf"ended with code 1(?s:.*)another process listens there; see {variable}"):

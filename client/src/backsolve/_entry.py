@@ -23,7 +23,7 @@ def connect(endpoint: Endpoint) -> Transport:
         secure = endpoint.scheme == "grpcs"
         target = f"unix:{endpoint.path}" if endpoint.path else endpoint.address
         return GrpcTransport(target, secure=secure, ca_file=endpoint.ca_file, token=endpoint.token)
-    if endpoint.scheme == "backsolve":
+    if endpoint.scheme in ("backsolve", "backsolve+unix"):
         from ._transports.discover import DiscoveringTransport  # noqa: PLC0415
 
         return DiscoveringTransport(endpoint)

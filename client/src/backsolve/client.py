@@ -5,6 +5,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Unpack, final
 
+import numpy as np
+
 from ._calls import gradient, least_squares, solve
 from ._calls.operands import Terms
 from ._entry import connect
@@ -13,11 +15,12 @@ from ._protocol import InfoCall, StatsCall
 from ._session import Session
 from ._transports.base import Transport
 from .config import default_timeout, resolve
+from .errors import InvalidDtypeError, InvalidShapeError
 from .factorized import Factorized
 from .matrix import Matrix
 from .options import SolveOptions
 from .retry import UNSET, Timeout, Unset
-from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
+from .types import DTYPES, Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
 
 @final
@@ -28,8 +31,9 @@ class Client:
     calls name it by the hash of its content, and a server that has lost it is sent it again.
 
     Args:
-        url: "http(s)://host:port", "grpc(s)://host:port", "backsolve://host", or of a Unix socket "unix:/path" (HTTP)
-            or "grpc+unix:/path"; by default the environment's BACKSOLVE_URL, and without one the engine in
+        url: "http(s)://host:port", "grpc(s)://host:port", or "backsolve://host", which takes the fastest way
+            that the host offers; of a Unix socket "unix:/path" (HTTP), "grpc+unix:/path" or
+            "backsolve+unix:/path"; by default the environment's BACKSOLVE_URL, and without one the engine in
             this process.
         token: bearer token; by default BACKSOLVE_TOKEN.
         timeout: seconds for each call, retries and uploads included; None waits for ever; by
@@ -360,6 +364,31 @@ class Client:
         counters: dict[str, float] = dict(self._session.run(self._exchange.ask(StatsCall(), timeout)))
         counters["uploads"] = float(self._exchange.uploads)
         return counters
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float64) -> Array:
+        """An array, not initialised, that can be sent without a copy where memory is shared with the server.
+
+        That is so with "backsolve://" URLs of this machine whose server offers it (BACKSOLVE_UNIX_SHARED); elsewhere,
+        or when the server's quota is used up, it is an ordinary array. When b (or the cotangent) lies in such
+        memory, the answer does so too. An array keeps its part of the memory for as long as it, or a view of
+        it, exists, also after `close`. Like all shared memory it stays shared with forked children: what one
+        writes there, the other sees. Answers to ordinary arrays are ordinary arrays.
+
+        Args:
+            shape: of the array.
+            dtype: float32, float64, complex64 or complex128.
+
+        Raises:
+            InvalidDtypeError: another element type.
+            InvalidShapeError: a negative size.
+        """
+        sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        if any(size < 0 for size in sizes):
+            raise InvalidShapeError("an array has no negative sizes")
+        kind = np.dtype(dtype)
+        if kind not in DTYPES:
+            raise InvalidDtypeError("arrays of float32, float64, complex64 and complex128 are solved with")
+        return self._session.transport.empty(tuple(int(size) for size in sizes), kind)
 
     @property
     def transport(self) -> Transport:

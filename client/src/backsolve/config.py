@@ -20,7 +20,7 @@ HTTP_PORT = 8080
 GRPC_PORT = 50051
 
 _DEFAULT_PORTS = {"http": HTTP_PORT, "https": 443, "grpc": GRPC_PORT, "grpcs": GRPC_PORT, "backsolve": HTTP_PORT}
-_UNIX_SCHEMES = ("unix", "grpc+unix")
+_UNIX_SCHEMES = ("unix", "grpc+unix", "backsolve+unix")
 
 MOST_PATH_BYTES = 107
 """The longest path of a Unix socket that Linux takes."""
@@ -31,8 +31,8 @@ class Endpoint:
     """One place to send calls to.
 
     Attributes:
-        scheme: "embedded", "http", "https", "grpc", "grpcs", "backsolve", or, for a Unix socket, "unix" (HTTP) or
-            "grpc+unix".
+        scheme: "embedded", "http", "https", "grpc", "grpcs", "backsolve", or, for a Unix socket, "unix" (HTTP),
+            "grpc+unix" or "backsolve+unix".
         host, port: empty and 0 for "embedded" and Unix sockets.
         token: bearer token, or None.
         ca_file: file with the certificate authorities to trust, or None for the system's.

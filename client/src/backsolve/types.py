@@ -274,7 +274,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is and offers."""
+    """What a server is and offers.
+
+    Attributes:
+        http_port, grpc_port: where it listens; None of an embedded engine.
+        unix_http, unix_grpc: paths of its Unix sockets, on its own machine.
+        unix_shared: path of the socket over which callers on its machine share memory.
+    """
 
     version: str
     api_versions: tuple[str, ...]
@@ -288,4 +294,7 @@ class ServerInfo:
     extensions: tuple[str, ...] = ()
     http_port: int | None = None
     grpc_port: int | None = None
+    unix_http: str | None = None
+    unix_grpc: str | None = None
+    unix_shared: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,8 @@ from .logs import AccessLog
 from .metrics import Metrics
 from .rest.server import RestConfig, RestServer
 from .settings import Settings
+from .sharing.control import ControlServer
+from .sharing.registry import Quotas, Registry
 from .unixsocket import SocketFile
 
 _log = logging.getLogger(__name__)
@@ -64,7 +66,9 @@ class Service:
         ProcessCollector(registry=metrics.registry)
         self._plane = DataPlane(config, AccessLog(metrics))
         self._grpc = GrpcServer(self._plane, _grpc_config(settings, grpc_port))
-        self._rest = RestServer(self._plane, _rest_config(settings, http_port), metrics.text)
+        self._control = _control(settings, metrics)
+        registry = None if self._control is None else self._control.registry
+        self._rest = RestServer(self._plane, _rest_config(settings, http_port), metrics.text, registry)
 
     def start(self) -> None:
         """Answer on both ports and the Unix sockets; each says ready when it is.
@@ -74,17 +78,19 @@ class Service:
         """
         try:
             self._grpc.start()
+            if self._control is not None:
+                self._control.start()
             self._rest.start()
         except (OSError, RuntimeError) as err:
             self._grpc.stop()
-            self._rest.stop(0.0)
+            self._end_rest(0.0)
             raise StartError(str(err)) from err
 
     def addresses(self) -> dict[str, str | int]:
         """Where it listens."""
         settings = self._settings
-        paths = {"unix_http": settings.unix_http, "unix_grpc": settings.unix_grpc}
         ports: dict[str, str | int] = {"http_port": self._rest.port, "grpc_port": self._grpc.port}
+        paths = {"unix_http": settings.unix_http, "unix_grpc": settings.unix_grpc, "unix_shared": settings.unix_shared}
         return {"host": settings.host, **ports, **{name: str(path) for name, path in paths.items() if path}}
 
     def stop(self) -> int:
@@ -102,13 +108,19 @@ class Service:
         abandoned = self._plane.inflight
         if abandoned:
             self._grpc.stop()
-            self._rest.stop(0.0)
+            self._end_rest(0.0)
             return abandoned
         # What has been computed may still be on its way out.
         self._grpc.stop(CLOSE_SECONDS)
-        self._rest.stop(max(CLOSE_SECONDS, deadline - time.monotonic()))
+        self._end_rest(max(CLOSE_SECONDS, deadline - time.monotonic()))
         self._plane.close(CLOSE_SECONDS)
         return 0
+
+    def _end_rest(self, timeout: float) -> None:
+        """The memory goes last: replies under way may be written there."""
+        self._rest.stop(timeout)
+        if self._control is not None:
+            self._control.stop()
 
 
 def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneConfig:
@@ -125,6 +137,9 @@ def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneCo
         instance=settings.instance,
         http_port=http_port,
         grpc_port=grpc_port,
+        unix_http=_text(settings.unix_http),
+        unix_grpc=_text(settings.unix_grpc),
+        unix_shared=_text(settings.unix_shared),
     )
 
 
@@ -156,6 +171,24 @@ def _rest_config(settings: Settings, port: int) -> RestConfig:
 
 def _socket_file(settings: Settings, path: Path | None) -> SocketFile | None:
     return None if path is None else SocketFile(path, settings.unix_mode)
+
+
+def _control(settings: Settings, metrics: Metrics) -> ControlServer | None:
+    """The server of the control socket, or None where no memory is shared."""
+    file = _socket_file(settings, settings.unix_shared)
+    if file is None:
+        return None
+    registry = Registry(
+        Quotas(
+            total_bytes=settings.shared_bytes,
+            caller_bytes=settings.shared_client_bytes,
+            total_regions=settings.shared_regions,
+            caller_regions=settings.shared_client_regions,
+        )
+    )
+    metrics.bind("shared_regions", lambda: float(registry.regions))
+    metrics.bind("shared_bytes", lambda: float(registry.nbytes))
+    return ControlServer(file, registry, _secret(settings), settings.instance)
 
 
 def _secret(settings: Settings) -> str | None:
@@ -194,6 +227,7 @@ def _check_sockets(settings: Settings) -> None:
     for variable, path in (
         ("BACKSOLVE_UNIX_HTTP", settings.unix_http),
         ("BACKSOLVE_UNIX_GRPC", settings.unix_grpc),
+        ("BACKSOLVE_UNIX_SHARED", settings.unix_shared),
     ):
         if path is None:
             continue

@@ -33,6 +33,8 @@ _HELP: dict[Gauge, str] = {
     "cache_bytes": "Bytes held by the cache.",
     "cache_entries": "Entries held by the cache.",
     "device_memory_bytes": "Memory of the accelerator.",
+    "shared_regions": "Pieces of memory that callers share.",
+    "shared_bytes": "Bytes of memory that callers share.",
 }
 
 

@@ -16,7 +16,15 @@ Level = Literal["pattern", "matrix", "symbolic", "factor"]
 Lookup = Literal["hit", "miss", "coalesced"]
 Restart = Literal["crash", "stuck", "device"]
 
-Gauge = Literal["inflight_requests", "queue_depth", "cache_bytes", "cache_entries", "device_memory_bytes"]
+Gauge = Literal[
+    "inflight_requests",
+    "queue_depth",
+    "cache_bytes",
+    "cache_entries",
+    "device_memory_bytes",
+    "shared_regions",
+    "shared_bytes",
+]
 
 OK = "OK"
 """The `code` of a request that was answered; every other code is the name of an `ErrorCode`."""
@@ -33,6 +41,8 @@ GAUGE_LABELS: Mapping[Gauge, tuple[str, ...]] = {
     "cache_bytes": ("level", "tier"),
     "cache_entries": ("level",),
     "device_memory_bytes": ("kind",),
+    "shared_regions": (),
+    "shared_bytes": (),
 }
 """The labels of each gauge: `level` of the cache, `tier` "host" or "device", `kind` "used" or "total"."""
 

@@ -129,9 +129,16 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks a free one")
     unix_http: SocketPath | None = Field(default=None, description="path of a Unix socket for REST, without TLS")
     unix_grpc: SocketPath | None = Field(default=None, description="path of a Unix socket for gRPC, without TLS")
+    unix_shared: SocketPath | None = Field(
+        default=None, description="path of a Unix socket over which callers share memory; unset: none is shared"
+    )
     unix_mode: Mode = Field(
         default=0o600, description="permissions of the Unix sockets in octal: who may write there, may call"
     )
+    shared_bytes: Size = Field(default=4 * GIB, description="memory that all callers may share with the service")
+    shared_client_bytes: Size = Field(default=GIB, description="memory that one caller may share")
+    shared_regions: int = Field(default=256, ge=1, le=65536, description="pieces of memory that all callers may share")
+    shared_client_regions: int = Field(default=16, ge=1, le=4096, description="pieces of memory that one may share")
     device: Device = Field(default="cpu", description='where methods run that can: "cpu" or "cuda:0"')
     workers: int = Field(
         default_factory=usable_cpus, ge=1, le=1024, description="threads that factorize and solve on the CPU"
@@ -180,8 +187,9 @@ class Settings(BaseSettings):
             raise ValueError("BACKSOLVE_TLS_CERT and BACKSOLVE_TLS_KEY belong together: set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("BACKSOLVE_TLS_CLIENT_CA needs BACKSOLVE_TLS_CERT and BACKSOLVE_TLS_KEY")
-        if self.unix_http is not None and self.unix_http == self.unix_grpc:
-            raise ValueError("BACKSOLVE_UNIX_HTTP and BACKSOLVE_UNIX_GRPC are the same: choose two paths")
+        paths = [path for path in (self.unix_http, self.unix_grpc, self.unix_shared) if path is not None]
+        if len(set(paths)) < len(paths):
+            raise ValueError("two of BACKSOLVE_UNIX_HTTP, _GRPC and _SHARED are the same: choose different paths")
         if not (_is_loopback(self.host) or self.token or self.tls_client_ca or self.allow_anonymous):
             raise ValueError(
                 "BACKSOLVE_HOST lies beyond loopback and callers need no credentials: set BACKSOLVE_TOKEN (or the "
@@ -256,7 +264,7 @@ def describe() -> str:
     lines = []
     for variable, name in VARIABLES.items():
         field = Settings.model_fields[name]
-        if name in {"cache_bytes", "max_payload_bytes", "queue_bytes"}:
+        if name in {"cache_bytes", "max_payload_bytes", "queue_bytes", "shared_bytes", "shared_client_bytes"}:
             default = format_size(field.default)
         elif name == "unix_mode":
             default = f"{field.default:04o}"

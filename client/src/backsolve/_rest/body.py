@@ -96,11 +96,12 @@ def encode(tensors: Mapping[str, Array | None], document: Mapping[str, Any]) -> 
     return Body((memoryview(head), *views), len(head) + offset)
 
 
-def decode(buffer: NDArray[np.uint8]) -> Message:
+def decode(buffer: NDArray[np.uint8], data: NDArray[np.uint8] | None = None) -> Message:
     """Take a framed body apart without copying its tensors.
 
     Args:
         buffer: the whole body; the tensors become views of it.
+        data: the bytes of the tensors, where they do not follow the header in `buffer`.
 
     Raises:
         MalformedError: it is not such a body. Nothing in the text comes from the body.
@@ -112,7 +113,10 @@ def decode(buffer: NDArray[np.uint8]) -> Message:
     if not isinstance(text, str):
         raise MalformedError(f"__metadata__ must be an object of strings; the call's document goes under {_DOCUMENT!r}")
     document = _json_object(text, "the document in the metadata")
-    data = buffer[start:]
+    if data is None:
+        data = buffer[start:]
+    elif start != buffer.size:
+        raise MalformedError("bytes follow the header of a body whose tensors are elsewhere")
     tensors: dict[str, Array] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in header.items():

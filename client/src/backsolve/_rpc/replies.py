@@ -140,6 +140,9 @@ def encode_info(info: ServerInfo) -> solver.GetServerInfoResponse:
         extensions=info.extensions,
         http_port=info.http_port,
         grpc_port=info.grpc_port,
+        unix_http=info.unix_http,
+        unix_grpc=info.unix_grpc,
+        unix_shared=info.unix_shared,
         versions=info.versions,
     )
 
@@ -159,6 +162,9 @@ def decode_info(message: solver.GetServerInfoResponse) -> ServerInfo:
         extensions=tuple(message.extensions),
         http_port=message.http_port if message.HasField("http_port") else None,
         grpc_port=message.grpc_port if message.HasField("grpc_port") else None,
+        unix_http=message.unix_http if message.HasField("unix_http") else None,
+        unix_grpc=message.unix_grpc if message.HasField("unix_grpc") else None,
+        unix_shared=message.unix_shared if message.HasField("unix_shared") else None,
         versions=dict(message.versions),
     )
 

@@ -6,7 +6,9 @@ The data plane of the service takes the same calls, so a transport only carries 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..matrix import Matrix
 from ..types import Array, Certificate, Holding, MatrixRef, Options, ServerInfo, Want
@@ -151,6 +153,10 @@ class Transport(ABC):
     @abstractmethod
     def stats(self, timeout: float | None) -> Mapping[str, float]:
         """Counters of the data plane: factorizations, solves, cache hits and bytes."""
+
+    def empty(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
+        """An array, not initialised; one that is sent without a copy, where the transport has such memory."""
+        return np.empty(shape, dtype)
 
     @abstractmethod
     def close(self) -> None:

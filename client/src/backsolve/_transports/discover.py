@@ -1,25 +1,33 @@
 """`backsolve://host`: ask the host what it offers, and take the fastest way that works."""
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import final
+from typing import Any, final
+
+import numpy as np
 
 from .._fork import renew_after_fork
 from ..config import GRPC_PORT, Endpoint
-from ..errors import UnreachableError
-from ..types import Holding, MatrixRef, ServerInfo
+from ..errors import BacksolveError, UnreachableError
+from ..types import Array, Holding, MatrixRef, ServerInfo
 from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
 from .http import HttpTransport
+from .shared import SharedMemory
+
+_PATIENCE_SECONDS = 10.0
 
 
 @final
 class DiscoveringTransport(Transport):
     """Raw HTTP bodies where the host answers HTTP (they are faster at every size), else gRPC.
 
-    The host is asked once, by the first call.
+    The host is asked once, by the first call. On this machine, that is over a Unix socket or a loopback
+    address, HTTP goes over the Unix socket that the server names, and large bodies through shared memory, if it
+    offers that and it can be had; if not, the log says why.
 
     Args:
-        endpoint: the host and its HTTP port.
+        endpoint: the host and its HTTP port, or the path of its Unix socket for HTTP.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -44,13 +52,16 @@ class DiscoveringTransport(Transport):
 
     def _discover(self, timeout: float | None) -> Transport:
         at = self._endpoint
-        over_http: Transport = HttpTransport(f"http://{at.address}", ca_file=at.ca_file, token=at.token)
+        url = f"unix:{at.path}" if at.path else f"http://{at.address}"
+        over_http = HttpTransport(url, token=at.token)
         try:
-            over_http.info(timeout)
+            info = over_http.info(timeout)
         except UnreachableError:
             over_http.close()
+            if at.path:
+                raise
         else:
-            return over_http
+            return self._nearer(info, url, over_http, timeout) if at.path or _is_loopback(at.host) else over_http
         from .grpc import GrpcTransport  # noqa: PLC0415  (gRPC is loaded only by its users)
 
         other = Endpoint("grpc", at.host, GRPC_PORT)
@@ -63,6 +74,32 @@ class DiscoveringTransport(Transport):
                 f"{at.host} answers neither HTTP on port {at.port} nor gRPC on port {GRPC_PORT}: is it started?"
             ) from err
         return over_grpc
+
+    def _nearer(self, info: ServerInfo, url: str, found: HttpTransport, timeout: float | None) -> HttpTransport:
+        """The fastest way to a server on this machine; `found` reaches it in any case.
+
+        What another machine says of paths is never followed: they would be names of sockets on this one.
+        """
+        if info.unix_http is not None and not self._endpoint.path:
+            unix = f"unix:{info.unix_http}"
+            nearer = HttpTransport(unix, token=self._endpoint.token)
+            try:
+                same = nearer.info(timeout).instance == info.instance
+            except BacksolveError:  # in a container, or another user's
+                same = False
+            if same:
+                found.close()
+                found, url = nearer, unix
+            else:
+                nearer.close()
+        if info.unix_shared is None:
+            return found
+        shared = SharedMemory(info.unix_shared, token=self._endpoint.token, instance=info.instance)
+        if not shared.connect():
+            shared.close()
+            return found
+        found.close()
+        return HttpTransport(url, token=self._endpoint.token, shared=shared)
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """Solve."""
@@ -96,8 +133,22 @@ class DiscoveringTransport(Transport):
         """Counters of the data plane."""
         return self.chosen(timeout).stats(timeout)
 
+    def empty(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
+        """An array in the memory of the transport that is used; an ordinary one while the host does not answer."""
+        try:
+            return self.chosen(_PATIENCE_SECONDS).empty(shape, dtype)
+        except UnreachableError:
+            return super().empty(shape, dtype)
+
     def close(self) -> None:
         """Free connections."""
         with self._lock:
             if self._chosen is not None:
                 self._chosen.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -5,11 +5,15 @@ bulk is not sent only to learn that the matrix must come first.
 """
 
 import json
+import math
 import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, final
+
+import numpy as np
 
 from .. import __version__
 from .._rest.body import MEDIA_TYPE, Body, Message, decode, parse_json
@@ -22,6 +26,7 @@ from .._rest.messages import (
     solve_body,
     vjp_body,
 )
+from .._shared.spans import SHARED_HEADER
 from ..config import resolve
 from ..errors import (
     BacksolveError,
@@ -40,15 +45,18 @@ from ..errors import (
     UnreachableError,
     from_wire,
 )
-from ..types import ErrorCode, Holding, MatrixRef, ServerInfo
+from ..types import Array, ErrorCode, Holding, MatrixRef, ServerInfo
 from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
 from .connection import ConnectionPool
 from .reply import HttpReply
+from .shared import SharedMemory
 
 ASK_FIRST_BYTES = 1 << 20
 """Larger bodies of a matrix that the server has not accepted yet are preceded by a HEAD."""
 
 _REMEMBERED = 1024
+_ELEMENT_BYTES = 28
+"""Status, iterations and two figures (`elements_to_tensors`)."""
 _EMPTY = Body((), 0)
 _NO_BODY = "the server refused to say whether it holds the matrix"
 _JSON, _PROBLEM = "application/json", "application/problem+json"
@@ -64,6 +72,7 @@ class HttpTransport(Transport):
         url: `http://host:port`, `https://host:port`, or `unix:/path` for a Unix socket.
         ca_file: certificate authorities to trust instead of the system's.
         token: bearer token sent with every request.
+        shared: memory that the server can be told to look into, for large bodies.
 
     Attributes:
         sent: bytes of request bodies sent so far.
@@ -73,12 +82,20 @@ class HttpTransport(Transport):
         InvalidOptionError: the URL is not one of these, or the CA file cannot be read.
     """
 
-    def __init__(self, url: str, *, ca_file: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_file: str | None = None,
+        token: str | None = None,
+        shared: SharedMemory | None = None,
+    ) -> None:
         endpoint = resolve(url, token, ca_file, environment={})
         if endpoint.scheme not in ("http", "https", "unix"):
             raise InvalidOptionError("this transport speaks http://, https:// and unix: only")
         self._fixed = _fixed_headers("localhost" if endpoint.path else endpoint.address, token)
         self._pool = ConnectionPool(endpoint, _tls(endpoint.scheme, ca_file))
+        self._shared = shared
         self._accepted: OrderedDict[MatrixRef, None] = OrderedDict()
         self._count = threading.Lock()
         self.sent = 0
@@ -86,16 +103,28 @@ class HttpTransport(Transport):
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """POST /v1/solve."""
-        brought = call.values is not None
-        return self._call("/v1/solve", call.ref, solve_body(call), read_solve_reply, timeout, brought=brought)
+        shape = call.rhs.shape if call.answer_shape is None else call.answer_shape
+        return self._call(
+            "/v1/solve",
+            call.ref,
+            solve_body(call),
+            read_solve_reply,
+            timeout,
+            _room(shape, call.rhs.dtype),
+            brought=call.values is not None,
+        )
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
         """POST /v1/vjp."""
-        return self._call("/v1/vjp", call.ref, vjp_body(call), read_vjp_reply, timeout)
+        # How many values A has only the server knows here: such a reply goes over the connection.
+        room = _room(call.cotangent.shape, call.cotangent.dtype) if "values" not in call.want else 0
+        return self._call("/v1/vjp", call.ref, vjp_body(call), read_vjp_reply, timeout, room)
 
     def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
         """POST /v1/jvp."""
-        return self._call("/v1/jvp", call.ref, jvp_body(call), read_solve_reply, timeout)
+        like = call.b_tangent if call.b_tangent is not None else call.x
+        room = 0 if like is None else _room(like.shape, like.dtype)
+        return self._call("/v1/jvp", call.ref, jvp_body(call), read_solve_reply, timeout, room)
 
     def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
         """PUT /v1/matrices/{ref}."""
@@ -124,9 +153,16 @@ class HttpTransport(Transport):
         except (TypeError, ValueError):
             raise MalformedError("the server's statistics cannot be read: is this a v1 server?") from None
 
+    def empty(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
+        """An array in shared memory, if there is any; else an ordinary one."""
+        array = None if self._shared is None else self._shared.empty(shape, dtype)
+        return super().empty(shape, dtype) if array is None else array
+
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def _call(
         self,
@@ -135,20 +171,21 @@ class HttpTransport(Transport):
         body: Body,
         read: Callable[[Message], T],
         timeout: float | None,
+        room: int,
         *,
         brought: bool = False,
     ) -> T:
-        """POST a call; `brought`: the values of the matrix come with it."""
+        """POST a call; `room` bytes of tensors may come back; `brought`: the values of the matrix come with it."""
         if body.nbytes > ASK_FIRST_BYTES and ref not in self._accepted:
             _require(self._holding(ref, timeout), brought=brought)
         try:
-            reply = self._request("POST", path, body, timeout, MEDIA_TYPE, ref, brought=brought)
+            reply = self._request("POST", path, body, timeout, MEDIA_TYPE, ref, room, brought=brought)
         except (NeedMatrixError, NeedValuesError):
             self._accepted.pop(ref, None)
             raise
         if _media_type(reply) != MEDIA_TYPE:
             raise MalformedError(f"the reply is not {MEDIA_TYPE}: is this a backsolve server?")
-        answer = read(decode(reply.body))
+        answer = read(decode(reply.body, reply.tensors))
         self._remember(ref)
         return answer
 
@@ -167,14 +204,47 @@ class HttpTransport(Transport):
         timeout: float | None,
         accept: str,
         ref: MatrixRef | None = None,
+        room: int = 0,
         *,
         brought: bool = False,
     ) -> HttpReply:
-        """One request whose failure is raised as the error it stands for."""
-        reply = self._exchange(method, path, body, timeout, accept, ref, brought=brought)
+        """One request whose failure is raised as the error it stands for; `room` bytes of tensors may come back."""
+        more = "backsolve-brings: values\r\n" if brought else ""
+        reply = self._shared_exchange(method, path, body, timeout, accept, ref, room, more)
+        if reply is None:
+            reply = self._exchange(method, path, body, timeout, accept, ref, more)
         if 200 <= reply.status < 300:
             return reply
         raise _error_of(reply)
+
+    def _shared_exchange(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        timeout: float | None,
+        accept: str,
+        ref: MatrixRef | None,
+        room: int,
+        more: str,
+    ) -> HttpReply | None:
+        """The same with the tensors in shared memory; None if that cannot be done now."""
+        if self._shared is None:
+            return None
+        lease = self._shared.lease(body, room)
+        if lease is None:
+            return None
+        with lease:
+            reply = self._exchange(method, path, lease.body, timeout, accept, ref, more + lease.headers)
+            if _media_type(reply) not in (MEDIA_TYPE, _JSON, _PROBLEM):
+                return reply  # not the server's own: it may still be at work
+            tensors = lease.answered(reply.headers.get(SHARED_HEADER))
+        if reply.status >= 400 and self._shared.refused(_error_of(reply)):
+            return None
+        with self._count:
+            self.sent += body.nbytes - lease.body.nbytes
+            self.received += 0 if tensors is None else int(tensors.size)
+        return replace(reply, tensors=tensors)
 
     def _exchange(
         self,
@@ -184,8 +254,7 @@ class HttpTransport(Transport):
         timeout: float | None,
         accept: str,
         ref: MatrixRef | None,
-        *,
-        brought: bool = False,
+        more: str = "",
     ) -> HttpReply:
         lines = [f"{method} {path} HTTP/1.1\r\n{self._fixed}accept: {accept}, {_PROBLEM}\r\n"]
         if method in ("POST", "PUT"):
@@ -195,9 +264,7 @@ class HttpTransport(Transport):
         if ref is not None:
             # The pattern alone routes: its symbolic work is what lasts when values change.
             lines.append(f"backsolve-matrix: {ref.key}\r\nbacksolve-route-key: {ref.pattern.hex()[:16]}\r\n")
-        if brought:
-            lines.append("backsolve-brings: values\r\n")
-        lines.append("\r\n")
+        lines.append(f"{more}\r\n")
         reply = self._pool.exchange(method, "".join(lines).encode("latin-1"), body, timeout)
         with self._count:
             self.sent += body.nbytes
@@ -228,6 +295,11 @@ def _tls(scheme: str, ca_file: str | None) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as err:
         raise InvalidOptionError("the CA file cannot be read: it must be PEM, with BEGIN CERTIFICATE lines") from err
+
+
+def _room(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> int:
+    """Bytes of a reply's tensors: an array, and if its first axis may be a batch, what is told of each system."""
+    return math.prod(shape) * dtype.itemsize + (_ELEMENT_BYTES * shape[0] if len(shape) > 1 else 0)
 
 
 def _matrix_path(ref: MatrixRef) -> str:

@@ -32,11 +32,16 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 @final
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """One reply: status, headers by lower-case name, and the body in an aligned buffer."""
+    """One reply: status, headers by lower-case name, and the body in an aligned buffer.
+
+    Attributes:
+        tensors: what the body lacks of them, where they were in shared memory.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: NDArray[np.uint8]
+    tensors: NDArray[np.uint8] | None = None
 
 
 class BrokenReplyError(OSError):

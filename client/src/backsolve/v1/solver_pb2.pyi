@@ -220,7 +220,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_payload_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "api_versions", "digest_version", "instance", "device", "dtypes", "methods", "preconditioners", "limits", "extensions", "http_port", "grpc_port", "versions")
+    __slots__ = ("version", "api_versions", "digest_version", "instance", "device", "dtypes", "methods", "preconditioners", "limits", "extensions", "http_port", "grpc_port", "versions", "unix_http", "unix_grpc", "unix_shared")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,9 @@ class GetServerInfoResponse(_message.Message):
     HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
     GRPC_PORT_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_HTTP_FIELD_NUMBER: _ClassVar[int]
+    UNIX_GRPC_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SHARED_FIELD_NUMBER: _ClassVar[int]
     version: str
     api_versions: _containers.RepeatedScalarFieldContainer[str]
     digest_version: int
@@ -254,7 +257,10 @@ class GetServerInfoResponse(_message.Message):
     http_port: int
     grpc_port: int
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[str] = ..., api_versions: _Optional[_Iterable[str]] = ..., digest_version: _Optional[int] = ..., instance: _Optional[str] = ..., device: _Optional[str] = ..., dtypes: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., preconditioners: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., extensions: _Optional[_Iterable[str]] = ..., http_port: _Optional[int] = ..., grpc_port: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    unix_http: str
+    unix_grpc: str
+    unix_shared: str
+    def __init__(self, version: _Optional[str] = ..., api_versions: _Optional[_Iterable[str]] = ..., digest_version: _Optional[int] = ..., instance: _Optional[str] = ..., device: _Optional[str] = ..., dtypes: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., preconditioners: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., extensions: _Optional[_Iterable[str]] = ..., http_port: _Optional[int] = ..., grpc_port: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., unix_http: _Optional[str] = ..., unix_grpc: _Optional[str] = ..., unix_shared: _Optional[str] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()

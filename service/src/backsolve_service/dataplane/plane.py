@@ -67,7 +67,7 @@ class PlaneConfig:
         max_payload_bytes: largest single call.
         queue_depth, queue_bytes: most calls, and bytes of right-hand sides, that may wait.
         instance: name of this process in certificates.
-        http_port, grpc_port: where it listens, for `info()`.
+        http_port, grpc_port, unix_http, unix_grpc, unix_shared: where it listens, for `info()`.
     """
 
     device: str = "cpu"
@@ -84,6 +84,9 @@ class PlaneConfig:
     instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     http_port: int | None = None
     grpc_port: int | None = None
+    unix_http: str | None = None
+    unix_grpc: str | None = None
+    unix_shared: str | None = None
 
 
 @final
@@ -239,6 +242,9 @@ class DataPlane:
             extensions=("vjp", "jvp", "batch", "values-only", "values-brought", "update"),
             http_port=self.config.http_port,
             grpc_port=self.config.grpc_port,
+            unix_http=self.config.unix_http,
+            unix_grpc=self.config.unix_grpc,
+            unix_shared=self.config.unix_shared,
             versions=_library_versions(),
         )
 

@@ -91,8 +91,12 @@ class Exchange:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    def length(self, limit: int) -> int:
-        """Size of the body that was announced.
+    def length(self, limit: int, elsewhere: int = 0) -> int:
+        """Size of the message that was announced: the body, and what is not in it.
+
+        Args:
+            limit: most bytes of both.
+            elsewhere: bytes in shared memory.
 
         Raises:
             MalformedError: none was, or not a number.
@@ -108,7 +112,7 @@ class Exchange:
             raise MalformedError("Content-Length is not a number")
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise MalformedError("compressed bodies are not read here: send it without Content-Encoding")
-        size = int(text)
+        size = int(text) + elsewhere
         if size > limit:
             raise PayloadTooLargeError(
                 f"the body has {size} bytes, at most {limit} are accepted: send less at a time",
@@ -117,13 +121,17 @@ class Exchange:
             )
         return size
 
-    async def read(self, size: int) -> NDArray[np.uint8]:
+    async def read(self, size: int, allocate: Callable[[int], NDArray[np.uint8]] = aligned) -> NDArray[np.uint8]:
         """The whole body, of `size` bytes, in one aligned buffer.
+
+        Args:
+            size: that was announced.
+            allocate: makes the buffer.
 
         Raises:
             MalformedError: it ended early, or stalled.
         """
-        buffer = aligned(size)
+        buffer = allocate(size)
         view = buffer.data
         position = 0
         loop = asyncio.get_running_loop()

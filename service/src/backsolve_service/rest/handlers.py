@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._rest.body import MEDIA_TYPE, decode
+from backsolve._rest.body import MEDIA_TYPE, aligned, decode
 from backsolve._rest.documents import info_to_json, ref_from_key
 from backsolve._rest.messages import put_base, read_put
 from backsolve._transports.base import PutCall
@@ -20,10 +20,13 @@ from backsolve.matrix import Matrix
 from backsolve.types import Holding, MatrixRef
 
 from ..context import CallContext
+from ..sharing.registry import Registry
 from . import uploads
+from .buffers import Buffers
 from .exchange import Exchange, Reply, query_choice
 from .media import JSON, reply_type, request_type, timeout_seconds
 from .operations import Job, Request
+from .shared import Sharing, sharing_of
 
 if TYPE_CHECKING:
     from ..dataplane.plane import DataPlane
@@ -60,10 +63,18 @@ class Handlers:
         pool: threads for everything that is not moving bytes; more of them than calls may
             queue, so that a full queue is told and not waited for.
         metrics_text: the page for Prometheus and its media type.
+        registry: the memory that callers share, or None where that is not offered.
     """
 
-    def __init__(self, plane: "DataPlane", pool: Executor, metrics_text: Callable[[], tuple[bytes, str]]) -> None:
-        self._plane, self._pool, self._metrics_text = plane, pool, metrics_text
+    def __init__(
+        self,
+        plane: "DataPlane",
+        pool: Executor,
+        metrics_text: Callable[[], tuple[bytes, str]],
+        registry: Registry | None = None,
+    ) -> None:
+        self._plane, self._pool, self._metrics_text, self._registry = plane, pool, metrics_text, registry
+        self._buffers = Buffers()
         self._bytes = 0
         self._computing = 0
         self.draining = False
@@ -75,23 +86,30 @@ class Handlers:
         target = reply_type(exchange, (MEDIA_TYPE, JSON) if source == MEDIA_TYPE else (JSON, MEDIA_TYPE))
         strict = query_choice(exchange, "on_failure", ("return", "raise")) == "raise"
         context = self._context(exchange)
-        size = exchange.length(self._plane.limits.max_payload_bytes)
+        sharing = sharing_of(exchange, source, self._registry)
+        size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         named = exchange.headers.get("backsolve-matrix")
         ref = None if named is None else ref_from_key(named)
+        brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
+        allocate = aligned if brought else self._buffers.take  # brought values stay, and with them their buffer
         with self._room(size):
             if ref is not None and size > ASK_FIRST_BYTES:
-                brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
                 await self._run(partial(self._plane.require, ref, context, brought=brought))
-            body = await exchange.read(size)
-            request = Request(body, source, target, strict, context)
+            body = await exchange.read(size - sharing.nbytes, allocate)
+
+            def work() -> Reply:
+                request = Request(sharing.gather(body, allocate), source, target, strict, context)
+                return sharing.deliver(job(self._plane, request))
+
             reply = None
             self._computing += 1
             try:
-                if size <= AT_ONCE_BYTES and source == MEDIA_TYPE:
+                if size <= AT_ONCE_BYTES and source == MEDIA_TYPE and sharing.registry is None:
+                    request = Request(body, source, target, strict, context)
                     alone = self._computing == 1
                     reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
                 if reply is None:
-                    reply = await self._watched(exchange, context, partial(job, self._plane, request))
+                    reply = await self._watched(exchange, context, work)
             finally:
                 self._computing -= 1
             await exchange.reply(reply)
@@ -102,13 +120,15 @@ class Handlers:
         source = request_type(exchange, tuple(uploads.READERS))
         reply_type(exchange, (JSON,))
         context = self._context(exchange)
-        size = exchange.length(self._plane.limits.max_payload_bytes)
+        sharing = sharing_of(exchange, source, self._registry)
+        size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         with self._room(size):
-            body = await exchange.read(size)
-            reply = await self._watched(exchange, context, partial(self._accept, source, body, context))
+            body = await exchange.read(size - sharing.nbytes)
+            reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
         await exchange.reply(reply)
 
-    def _accept(self, source: str, body: NDArray[np.uint8], context: CallContext) -> Reply:
+    def _accept(self, source: str, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
+        body = sharing.gather(inline)
         matrix = uploads.read_matrix(source, body, self._plane.limits.max_payload_bytes)
         held = self._holding(matrix.ref, context) in _HELD
         matrix = Matrix(matrix.pattern, uploads.own(matrix.values, body))
@@ -119,16 +139,18 @@ class Handlers:
         """PUT /v1/matrices/{ref}."""
         self._check_open()
         ref = _path_ref(exchange)
-        request_type(exchange, (MEDIA_TYPE,))
+        source = request_type(exchange, (MEDIA_TYPE,))
         reply_type(exchange, (JSON,))
         context = self._context(exchange)
-        size = exchange.length(self._plane.limits.max_payload_bytes)
+        sharing = sharing_of(exchange, source, self._registry)
+        size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         with self._room(size):
-            body = await exchange.read(size)
-            reply = await self._watched(exchange, context, partial(self._store, ref, body, context))
+            body = await exchange.read(size - sharing.nbytes)
+            reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, context))
         await exchange.reply(reply)
 
-    def _store(self, ref: MatrixRef, body: NDArray[np.uint8], context: CallContext) -> Reply:
+    def _store(self, ref: MatrixRef, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
+        body = sharing.gather(inline)
         message = decode(body)
         named = put_base(message)
         base = None if named is None else self._plane.base(named, context)

@@ -4,6 +4,7 @@ from typing import Any
 
 from backsolve import __version__
 from backsolve._rest.body import MEDIA_TYPE
+from backsolve._shared.spans import ANSWER_HEADER, SHARED_HEADER
 from backsolve.errors import WIRE
 from backsolve.types import ErrorCode, Holding
 
@@ -153,9 +154,10 @@ def _matrices() -> dict[str, Any]:
         "example": {"values": [[4.0, 1.0], [1.0, 3.0]]},
     }
     content[MEDIA_TYPE] = _binary("`values`, and `indptr`, `indices` of a CSR matrix", "`shape`, optional")
+    upload["parameters"].append(_shared())
     upload["requestBody"] = _body(content)
     upload["responses"] = _stored(_UPLOAD_ERRORS)
-    put = _operation("putMatrix", "Upload a matrix in canonical form under its digests; idempotent.")
+    put = _operation("putMatrix", "Upload a matrix in canonical form under its digests; idempotent.", [_shared()])
     put["requestBody"] = _body(
         {
             MEDIA_TYPE: _binary(
@@ -250,7 +252,23 @@ def _call_parameters() -> list[Schema]:
             "backsolve-matrix", "the ref again, so that bulk for an unknown matrix is refused early", {"type": "string"}
         ),
         _header("backsolve-route-key", "first 16 hex digits of the pattern's digest, for proxies", {"type": "string"}),
+        _header(
+            ANSWER_HEADER,
+            "room for the tensors of a framed reply in shared memory; if they fit, the reply names the part in "
+            f"{SHARED_HEADER} and its body holds the header alone",
+            {"type": "string"},
+        ),
+        _shared(),
     ]
+
+
+def _shared() -> Schema:
+    return _header(
+        SHARED_HEADER,
+        "where the tensors of a framed body lie, if not behind its header: handle:offset:length, … of regions that "
+        "were registered on the server's control socket",
+        {"type": "string"},
+    )
 
 
 def _header(name: str, text: str, schema: Schema) -> Schema:

@@ -201,6 +201,7 @@ SCHEMAS: dict[str, Schema] = {
             "methods": {"type": "array", "items": _TEXT},
             "preconditioners": {"type": "array", "items": _TEXT},
             "limits": _object({"max_message_bytes": _COUNT, "max_payload_bytes": _COUNT}, closed=False),
+            **{name: {"oneOf": [_TEXT, {"type": "null"}]} for name in ("unix_http", "unix_grpc", "unix_shared")},
         },
         ("version", "api_versions", "methods", "limits"),
         closed=False,

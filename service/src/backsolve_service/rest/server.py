@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import uvicorn
 
+from ..sharing.registry import Registry
 from ..unixsocket import SocketFile
 from .app import create_app
 from .handlers import Handlers
@@ -62,12 +63,19 @@ class RestServer:
         plane: what answers.
         config: where and how to listen.
         metrics_text: the page for Prometheus and its media type.
+        registry: the memory that callers share, or None where that is not offered.
     """
 
-    def __init__(self, plane: "DataPlane", config: RestConfig, metrics_text: Callable[[], tuple[bytes, str]]) -> None:
+    def __init__(
+        self,
+        plane: "DataPlane",
+        config: RestConfig,
+        metrics_text: Callable[[], tuple[bytes, str]],
+        registry: Registry | None = None,
+    ) -> None:
         self._config = config
         self._pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="rest")
-        self._handlers = Handlers(plane, self._pool, metrics_text)
+        self._handlers = Handlers(plane, self._pool, metrics_text, registry)
         drain_bytes = min(plane.limits.max_payload_bytes, _MOST_DRAINED)
         app = create_app(
             self._handlers,
