@@ -22,12 +22,10 @@ class Trial:
         backward: ||b - A x|| / (||A|| ||x|| + ||b||).
         relative: ||b - A x|| / ||b||. A random b is not in the range of a singular matrix, so the factor
             of a regular neighbour, which has a small backward error, leaves much of it.
-        condition: ||A|| ||x|| / ||b||, a lower bound on the condition number, rarely a bad one.
     """
 
     backward: float
     relative: float
-    condition: float
 
 
 def probe(solve: Callable[[Array], Array], operand: Operand, index: int, *, refinements: int = 0) -> float:
@@ -55,6 +53,6 @@ def trial(solve: Callable[[Array], Array], operand: Operand, index: int, *, refi
         size = float(np.abs(x).max())
     # Not a number (an overflow on the way) is as bad as it gets.
     if not (residual < np.inf and 0 < size < np.inf):
-        return Trial(np.inf, np.inf, np.inf)
+        return Trial(np.inf, np.inf)
     right = float(np.abs(b).max())
-    return Trial(residual / size / (norm + right / size), residual / right, norm * (size / right))
+    return Trial(residual / size / (norm + right / size), residual / right)

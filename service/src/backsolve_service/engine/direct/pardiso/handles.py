@@ -112,15 +112,10 @@ def _end(pointers: Array, settings: Array, kind: MatrixType, pattern: tuple[Arra
 
 @final
 class Slot:
-    """A factor: its place in a handle, given back with this object, and the values that it was made of.
-
-    Attributes:
-        condition: a lower bound on the matrix's condition number, once the factor has been tried.
-    """
+    """A factor: its place in a handle, given back with this object, and the values that it was made of."""
 
     def __init__(self, handle: Handle, values: Array) -> None:
         self.handle, self.values = handle, values
-        self.condition: float | None = None
         self.number = handle.free.pop()
         weakref.finalize(self, handle.release, self.number).atexit = False
 
