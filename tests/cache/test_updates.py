@@ -79,6 +79,16 @@ def test_factors_of_updates_go_before_the_one_they_stand_on(shop, under):
     assert not (any(entry.live for entry in entries))
 
 
+def test_a_matrix_stays_while_updates_stand_on_it(shop, under):
+    entry = shop.update(under)
+    assert not under.evictable
+    assert entry.evictable
+    shop.cache.release(PUBLIC_TENANT, under.ref)
+    shop.cache.clear()
+    assert not entry.live
+    assert not under.live
+
+
 def test_a_use_of_an_update_keeps_what_it_stands_on(shop, under):
     below = shop.factor(under, 1000).value
     entry = shop.update(under)

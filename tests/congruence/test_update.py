@@ -264,6 +264,20 @@ def test_only_what_is_missing_is_sent(client: Client) -> None:
     assert held == [Holding.FACTOR, Holding.FACTOR, Holding.FACTOR, Holding.PATTERN, Holding.ABSENT]
 
 
+def test_updates_that_follow_each_other_travel_with_their_calls(client: Client) -> None:
+    """U and V are asked for once, and then come along without being asked for."""
+    s, b = base("csr"), np.ones(N)
+    client.solve(LowRankUpdate(s, *thin(2)), b)
+    before = dict(client.stats())
+    for seed in range(1, 6):
+        a = LowRankUpdate(s, *thin(2, seed=seed))
+        np.testing.assert_allclose(a @ client.solve(a, b).x, b, rtol=0, atol=1e-11)
+    assert grown(client, before, "need_values") == 1
+    assert grown(client, before, "need_matrix") == 0
+    assert grown(client, before, "uploads") == 5
+    assert grown(client, before, "factorizations") == 0
+
+
 def test_what_has_to_be_sent_first_is_named(client: Client) -> None:
     # A pattern of its own, too.
     s = base("csr") + 0.1 * sparse.random_array((N, N), density=0.2, rng=np.random.default_rng())

@@ -9,10 +9,14 @@ import pytest
 
 import backsolve
 from backsolve import LowRankUpdate
+from backsolve.canonical import canonicalise
 from backsolve.errors import SingularMatrixError
-from backsolve.types import Status
+from backsolve.types import Options, Status
+from backsolve_service.context import PUBLIC_TENANT
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.embedded import EmbeddedTransport
+from backsolve_service.engine.select import choose_for_update
+from support.factors import caller
 from support.systems import convection, laplacian, op, random_like
 
 M, N = 9, 81
@@ -160,3 +164,15 @@ def test_the_rest_goes_on_when_u_makes_a_singular(client):
     with pytest.raises(SingularMatrixError):
         client.solve(LowRankUpdate(s, unit, -unit), b)
     np.testing.assert_allclose(client.solve(LowRankUpdate(s, unit, unit), b).x[:2], [0.5, 1.0])
+
+
+def test_a_substitute_for_the_method_of_s_carries_the_update(client):
+    a, b = LowRankUpdate(convection(M), *thin()), np.ones(N)
+    client.solve(a, b, method="gmres")
+    plane, matrix = client.transport.plane, canonicalise(a).matrix
+    with plane._cache.pin(plane._cache.matrix(PUBLIC_TENANT, matrix.ref)) as entry:
+        choice = choose_for_update(entry.pattern.base.structure, Options(method="superlu"), has_x0=False)
+        found = plane._calls._answering._preparer.substitute(entry, choice, caller())
+    assert found.choice.spec.method == "update(superlu)"
+    assert found.ref.direct
+    assert found.ref.worker is factors(client)["superlu"].worker

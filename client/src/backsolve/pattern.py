@@ -207,7 +207,9 @@ class StructuredPattern:
     def __init__(self, kind: str, dims: Sequence[int], base: "Pattern | DensePattern | None" = None) -> None:
         self.kind: Kind = kind_of(kind)
         if (base is not None) != (self.kind is UPDATE):
-            raise InvalidPatternError("an update stands on another matrix, and no other kind does")
+            raise InvalidPatternError(
+                "an update stands on another matrix, which an upload names as base; no other kind does"
+            )
         self.dims = tuple(int(size) for size in dims)
         if any(size < 0 for size in self.dims):
             raise InvalidPatternError("dims must not be negative")
