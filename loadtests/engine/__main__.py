@@ -51,9 +51,9 @@ def _new_values(rounds: int, patience: float) -> Iterator[Row]:
     yield from cases.new_values(grid((100, 100)), rounds, (4, None))
     yield from cases.new_values(grid((316, 316)), rounds, (2, None))
     yield from cases.new_values(grid((30, 30, 30)), rounds, (5, None))
-    yield from cases.new_values(_circuit(), rounds, (None, None))
-    if "klu" in methods():
-        yield from cases.new_values(_circuit(), rounds, (20, None), method="klu")
+    # By KLU where it is installed.
+    yield from cases.new_values(_circuit(), rounds, (20 if "klu" in methods() else None, None))
+    yield from cases.new_values(_circuit(), rounds, (None, None), method="superlu")
 
 
 def _first_sight(rounds: int, patience: float) -> Iterator[Row]:

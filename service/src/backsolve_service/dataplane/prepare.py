@@ -115,7 +115,7 @@ class Preparer:
         """
         if entry.pattern.base is None:
             self._check_fit(options.method, options.method)
-        choice = self._choose(entry, options, has_x0=has_x0)
+        first = choice = self._choose(entry, options, has_x0=has_x0)
         if entry.pattern.base is not None:
             self._check_fit(options.method, choice.spec.method)
             return self._update(entry, self._under(entry.pattern.base, choice, options, context), context)
@@ -125,6 +125,9 @@ class Preparer:
                 return found
             choice = replace(choice, reason=why or choice.reason)
         prepared = self._within_room(entry, choice, options, self._device, context)
+        if first.most_fill is not None:
+            # The analysis has decided, once for all calls on these values.
+            self._chosen.setdefault(entry, {})[options, has_x0] = replace(prepared.choice, most_fill=None)
         if options.reuse is not None and not prepared.factor_hit:
             self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
         return prepared
@@ -185,6 +188,8 @@ class Preparer:
                 found = choose(entry.structure, options, has_x0=has_x0, device=self._device)
             else:
                 found = choose_for_update(base.structure, options, has_x0=has_x0)
+            while found.fallback is not None and found.spec.method in self._unfit:
+                found = found.fallback
             if len(known) >= _MOST_CHOICES:
                 known.clear()
             known[options, has_x0] = found
@@ -283,7 +288,7 @@ class Preparer:
                     raise
             except (NotPositiveDefiniteError, SingularMatrixError):
                 # Only the factorization itself could tell; the cache remembers that it did.
-                if choice.fallback is None:
+                if choice.fallback is None or choice.most_fill is not None:  # that one stands in for fill alone
                     raise
                 choice = choice.fallback
 
@@ -304,7 +309,15 @@ class Preparer:
             lambda: self._analyze(choice, entry, here=here),
             context,
         )
-
+        if choice.most_fill is not None and choice.fallback is not None:
+            fill = symbolic.value.predicted_fill()
+            if fill is None or fill > choice.most_fill:
+                behind = self._build(entry, choice.fallback, context)
+                return replace(
+                    behind,
+                    seconds_queued=behind.seconds_queued + symbolic.seconds_queued,
+                    seconds_analyze=behind.seconds_analyze + symbolic.seconds_run,
+                )
         factor = self._cache.get_factor(
             entry,
             choice.spec,

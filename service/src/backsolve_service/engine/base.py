@@ -128,6 +128,10 @@ class Symbolic(ABC):
         del precision
         return None
 
+    def predicted_fill(self) -> float | None:
+        """Entries of a factor over those of the matrix; None where nothing foretells it."""
+        return None
+
     def check(self, operand: Operand) -> None:
         """Refuse values of another pattern (a silent wrong result in many libraries).
 

@@ -15,6 +15,16 @@ NARROW_BAND = 24
 SMALL_BLOCK = 64
 """Rows up to which unconnected blocks are best factorized densely, all of a size at once."""
 
+FEW_ENTRIES = 4.6
+"""Entries a row up to which a pattern may be a circuit or a network, rather than a mesh (5 in the plane)."""
+
+NETWORK_ROWS = 2000
+"""Rows from which KLU's lead on such a pattern shows in a whole call; at 1000 it is 0.4 ms of 3."""
+
+LITTLE_FILL = 5.0
+"""Entries of the factor over those of the matrix up to which KLU takes 0.1 to 0.7 of SuperLU's time for new values
+and both solves; from 7 on it is no faster, at 17 it takes more than twice as long (10 000 rows)."""
+
 SPREADING_ROWS = 40_000
 """Rows from which a factor of a spreading pattern costs seconds, and a solve with multigrid a fifth of that (35³)."""
 
@@ -32,12 +42,15 @@ class Candidate:
         reason: why it suits, for the certificate.
         name: the method in words, for the certificate of one that stands in for another.
         preconditioner: if the caller names none.
+        most_fill: the pattern's analysis has to foretell no more than this (entries of the factor over those of
+            the matrix), or the next candidate is taken.
     """
 
     method: str
     reason: str
     name: str
     preconditioner: str | None = None
+    most_fill: float | None = None
 
 
 def candidates(structure: Structure, asked: Sequence[str] = ()) -> Iterator[Candidate]:
@@ -57,15 +70,19 @@ def candidates(structure: Structure, asked: Sequence[str] = ()) -> Iterator[Cand
 
 def spreading(structure: Structure) -> bool:
     """Factors fill in as those of three-dimensional meshes do, and the matrix is made for multigrid."""
-    facts = structure.facts
     return (
-        facts.width is not None
-        and facts.n >= SPREADING_ROWS
-        and facts.width**2 >= SPREADING * facts.n
+        structure.facts.n >= SPREADING_ROWS
+        and _fills_in(structure)
         and structure.definite_candidate
         and structure.dominant
         and not structure.batch
     )
+
+
+def _fills_in(structure: Structure) -> bool:
+    """As meshes in space do, as far as the width tells; it is known from `WIDTH_FROM` rows on."""
+    width = structure.facts.width
+    return width is not None and width**2 >= SPREADING * structure.facts.n
 
 
 def _dense(structure: Structure) -> Iterator[Candidate]:
@@ -94,6 +111,11 @@ def _sparse(structure: Structure) -> Iterator[Candidate]:
     if spreading(structure):
         reason = "large, definite and diagonally dominant, on a pattern whose factors fill in: CG with multigrid"
         yield Candidate("cg", reason, "CG", "amg")
+    if _fills_in(structure) and structure.symmetric:
+        yield Candidate("rslab_ldl", "symmetric, on a pattern whose factors fill in: supernodal LDL", "supernodal LDL")
+    if facts.n >= NETWORK_ROWS and facts.nnz <= FEW_ENTRIES * facts.n:
+        reason = "few entries a row and little fill, as in a circuit: KLU"
+        yield Candidate("klu", reason, "KLU", most_fill=LITTLE_FILL)
     yield Candidate("superlu", "sparse: LU in the pattern's cached ordering", "sparse LU")
 
 

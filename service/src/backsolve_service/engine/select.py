@@ -33,12 +33,14 @@ class Choice:
     Attributes:
         spec: what to build.
         reason: why, for the certificate.
-        fallback: what to build instead when the matrix turns out not to be positive definite.
+        fallback: what to build instead when the matrix turns out not to be positive definite, or to fill in.
+        most_fill: the analysis has to foretell no more than this, or `fallback` is built; None: whatever it is.
     """
 
     spec: FactorSpec
     reason: str
     fallback: "Choice | None" = None
+    most_fill: float | None = None
 
 
 def choose(structure: Structure, options: Options, *, has_x0: bool, device: str) -> Choice:
@@ -176,16 +178,20 @@ def _automatic(structure: Structure, options: Options, names: tuple[str, ...], d
         raise _nothing_uses(names, [each.method for each in listed])
     chain: Choice | None = None
     for each in reversed(_with_substitutes(usable)):
-        chain = Choice(_spec(structure, each.method, _completed(options, each), device), each.reason, chain)
+        spec = _spec(structure, each.method, _completed(options, each), device)
+        chain = Choice(spec, each.reason, chain, each.most_fill)
     assert chain is not None
     return chain
 
 
 def _with_substitutes(usable: list[Candidate]) -> list[Candidate]:
-    """The first candidate, and the direct ones that stand in where elimination finds the matrix unfit for it."""
+    """The first candidate, and those that stand in where its analysis or elimination finds the matrix unfit for it."""
     chain = usable[:1]
     for each in usable[1:]:
         before, row = ROWS[chain[-1].method], ROWS[each.method]
+        if chain[-1].most_fill is not None:
+            chain.append(each)
+            continue
         if before.needs not in _FOUND_UNFIT:
             break
         if row.direct and row.needs != before.needs:

@@ -48,6 +48,17 @@ _SETTINGS: dict[Path, dict[str, Any]] = {
 }
 
 
+_BYTES: dict[Path, tuple[tuple[int, int], tuple[int, int]]] = {
+    "lu": ((1, 0), (4, 28)),
+    "klu": ((2, 5), (4, 40)),
+    "ldlt": ((1, 0), (4, 22)),
+}
+"""What the library takes (1.7.0): numbers and bytes for each entry of the factor, then for each one of the matrix.
+
+Fitted to what it says of itself, for meshes and circuits of 100 to 40 000 rows in every type: 0.95 to 1.1 of it;
+of "klu", whose arrays grow by doubling, 0.8 to 1.7.
+"""
+
 _FULL_PIVOTING: Mapping[str, Any] = {"pivot_threshold": 1.0}
 
 
@@ -74,11 +85,13 @@ class RslabSymbolic(Symbolic):
         return self.columns.nbytes + (0 if self.handle is None else int(self.handle.heap_bytes))
 
     def predicted_nbytes(self, precision: str) -> int | None:
-        """Bytes of the factor's entries, their rows and the library's copy of the matrix."""
+        """Bytes of the factor's entries, and of what the library keeps of the matrix beside them."""
         if self.handle is None:
             return 0
         itemsize = np.dtype(precision).itemsize
-        return int(self.handle.factor_nnz) * itemsize + self.columns.indices.size * (itemsize + 8)
+        (entry, index), (copies, more) = _BYTES[self.path]
+        factor = int(self.handle.factor_nnz) * (entry * itemsize + index)
+        return factor + self.pattern.nnz * (copies * itemsize + more)
 
 
 @final

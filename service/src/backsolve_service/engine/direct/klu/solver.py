@@ -64,6 +64,10 @@ class KluSymbolic(Symbolic):
             return 0
         return self.analysis.least_entries * (np.dtype(precision).itemsize + _BYTES_PER_INDEX)
 
+    def predicted_fill(self) -> float | None:
+        """As if every pivot were on the diagonal."""
+        return 0.0 if self.analysis is None else self.analysis.least_entries / self.pattern.nnz
+
 
 @final
 @dataclass(frozen=True, eq=False)
