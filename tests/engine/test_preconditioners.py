@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array, diags_array, random_array
 
+from backsolve import Client
 from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, SingularMatrixError
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
@@ -307,6 +308,21 @@ def test_incomplete_cholesky_is_shifted_where_it_breaks_down():
     full = inverse(m, 120, "float64")
     assert np.linalg.eigvalsh(full).min() > 0
     solved("ic", big, numbers((120, 1), "float64", 91_140_287))
+    with Client() as client:
+        reason = client.solve(big, np.ones(120), method="cg", preconditioner="ic").stats.reason
+        assert f"built with {m.shift:.1g} of the diagonal added" in reason
+        harmless = client.solve(big + 4 * csr_array(np.eye(120)), np.ones(120), method="cg", preconditioner="ic")
+        assert "diagonal added" not in harmless.stats.reason
+
+
+def test_of_a_batch_it_is_told_how_many_were_shifted():
+    kershaw = np.array([[3.0, -2, 0, 2], [-2, 3, -2, 0], [0, -2, 3, -2], [2, 0, -2, 3]])
+    big = np.kron(np.eye(30), kershaw)
+    three = np.stack([big, big + 4 * np.eye(120), 2 * big])
+    note = factor_of("cg", matrix("csr", three), "ic").note
+    assert note is not None
+    assert note.endswith("(2 of 3 systems)")
+    assert factor_of("cg", matrix("csr", three), "jacobi").note is None
 
 
 @pytest.mark.parametrize("name", ["ic", "chebyshev", "low_rank"])

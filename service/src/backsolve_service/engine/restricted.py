@@ -103,6 +103,11 @@ class RestrictedFactor(Factor):
         """Bytes of the factor and of the values that are left."""
 
     @property
+    def note(self) -> str | None:
+        """As that of what is left."""
+        return self.inner.note
+
+    @property
     def device_nbytes(self) -> int:
         """Those of the factor of what is left."""
         return self.inner.device_nbytes

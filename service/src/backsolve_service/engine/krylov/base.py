@@ -129,6 +129,14 @@ class KrylovFactor(Factor):
         return sum(m.nbytes for m in self.preconditioners if m is not None)
 
     @property
+    def note(self) -> str | None:
+        """What the preconditioners say of themselves; of a batch, the first that says anything, and of how many."""
+        notes = [m.note for m in self.preconditioners if m is not None and m.note is not None]
+        if not notes or self.operand.batch is None:
+            return notes[0] if notes else None
+        return f"{notes[0]} ({len(notes)} of {len(self.preconditioners)} systems)"
+
+    @property
     def condition(self) -> float | None:
         """Not estimated."""
         return None

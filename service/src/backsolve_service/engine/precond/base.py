@@ -30,6 +30,11 @@ class Preconditioner(ABC):
     def nbytes(self) -> int:
         """Bytes held."""
 
+    @property
+    def note(self) -> str | None:
+        """What the caller should know of this one, if anything: the certificate says it after the reason."""
+        return None
+
     @abstractmethod
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`; may return its argument."""

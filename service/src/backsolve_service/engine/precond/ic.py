@@ -67,6 +67,11 @@ class IncompleteCholesky(Preconditioner):
         """Bytes of L."""
         return self._lower.nbytes
 
+    @property
+    def note(self) -> str | None:
+        """The shift, where one was needed: a large one makes M a poor stand-in."""
+        return f"ic broke down and was built with {self.shift:.1g} of the diagonal added" if self.shift else None
+
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`."""
         return self._lower.solve(self._lower.solve(residuals, "N"), "H")
