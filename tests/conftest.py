@@ -7,6 +7,7 @@ import pytest
 from backsolve import Client
 from backsolve._transports.http import HttpTransport
 from backsolve._transports.shared import SharedMemory
+from support.awaiting import AwaitedClient
 from support.servers import ServerProcess
 
 TRANSPORTS = ("embedded", "http", "grpc")
@@ -15,19 +16,27 @@ TRANSPORTS = ("embedded", "http", "grpc")
 SAME_HOST = ("unix", "grpc+unix", "shared")
 """What tests marked `same_host` run on as well: Unix sockets, and HTTP with every array in shared memory."""
 
+AWAITED = ("embedded", "http", "grpc", "unix")
+"""What tests marked `awaited` run on as well, through `AsyncClient`."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--same-host`: run every test of `client` over Unix sockets and in shared memory too."""
-    parser.addoption("--same-host", action="store_true", help="every test of `client` on every transport")
+    """Options that run every test of `client` on what is else left to the tests marked for it."""
+    parser.addoption(
+        "--same-host", action="store_true", help="every test of `client` over Unix sockets and in shared memory too"
+    )
+    parser.addoption("--awaited", action="store_true", help="every test of `client` through AsyncClient too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the transports that tests did not ask for."""
-    if config.getoption("--same-host"):
-        return
-    dropped = {
-        item for item in items if item.get_closest_marker("other_socket") and not item.get_closest_marker("same_host")
-    }
+    """Leave out the other sockets, shared memory, and the awaited calls, of tests that did not ask for them."""
+    dropped = set()
+    for only, asked, option in (
+        ("other_socket", "same_host", "--same-host"),
+        ("through_async", "awaited", "--awaited"),
+    ):
+        if not config.getoption(option):
+            dropped |= {item for item in items if item.get_closest_marker(only) and not item.get_closest_marker(asked)}
     if dropped:
         config.hook.pytest_deselected(items=[*dropped])
         items[:] = [item for item in items if item not in dropped]
@@ -40,18 +49,25 @@ def server() -> Iterator[ServerProcess]:
         yield process
 
 
-@pytest.fixture(params=[*TRANSPORTS, *(pytest.param(name, marks=pytest.mark.other_socket) for name in SAME_HOST)])
+@pytest.fixture(
+    params=[
+        *TRANSPORTS,
+        *(pytest.param(name, marks=pytest.mark.other_socket) for name in SAME_HOST),
+        *(pytest.param(f"async {name}", marks=pytest.mark.through_async) for name in AWAITED),
+    ]
+)
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     """A client of the embedded engine, then of the server over HTTP, then over gRPC, over Unix sockets, and so on."""
-    if request.param == "embedded":
-        made = Client("embedded")
+    kind, _, transport = request.param.rpartition(" ")
+    if transport == "embedded":
+        made = AwaitedClient("embedded") if kind else Client("embedded")
     else:
         running: ServerProcess = request.getfixturevalue("server")
-        if request.param == "shared":
+        if transport == "shared":
             memory = SharedMemory(f"{running.folder}/shared", least_bytes=1)
             made = Client(transport=HttpTransport(running.url("unix"), shared=memory))
         else:
-            made = Client(running.url(request.param))
+            made = AwaitedClient(running.url(transport)) if kind else Client(running.url(transport))
     with made as opened:
         yield opened
 

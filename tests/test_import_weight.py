@@ -36,6 +36,17 @@ def test_a_client_over_http_loads_nothing_heavy(package):
     assert package not in loaded_by("import backsolve; backsolve.Client('http://127.0.0.1:9')")
 
 
+@pytest.mark.parametrize("package", [*HEAVY, "grpc"])
+def test_an_awaited_client_over_http_loads_nothing_heavy(package):
+    assert package not in loaded_by("import backsolve; backsolve.AsyncClient('http://127.0.0.1:9')")
+
+
+def test_only_an_awaited_client_loads_an_event_loop(server):
+    solve = f"import backsolve; backsolve.Client({server.http_url!r}).solve([[2.0]], [1.0])"
+    assert "asyncio" not in loaded_by(solve)
+    assert "asyncio" in loaded_by("import backsolve; backsolve.AsyncClient('http://127.0.0.1:9')")
+
+
 @pytest.mark.parametrize("package", HEAVY)
 def test_a_client_over_grpc_loads_no_framework(package):
     assert package not in loaded_by("import backsolve; backsolve.Client('grpc://127.0.0.1:9')")

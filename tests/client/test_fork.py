@@ -20,6 +20,7 @@ def child_solve(client: Client, queue: "multiprocessing.Queue[float]") -> None:
 
 
 @pytest.mark.same_host
+@pytest.mark.awaited
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_solves_with_the_parents_client(client: Client) -> None:
     context = multiprocessing.get_context("fork")

@@ -7,8 +7,9 @@ import weakref
 import numpy as np
 import pytest
 
-from backsolve._protocol import Exchange, InfoCall, Pause, Progress, Send, Steps
-from backsolve._transports.base import PutCall, SolveCall
+from backsolve._protocol import Exchange, Pause, Send, Step, Steps
+from backsolve._steps import Progress
+from backsolve._transports.base import InfoCall, PutCall, SolveCall
 from backsolve.errors import (
     BacksolveError,
     DeadlineError,
@@ -26,11 +27,11 @@ from backsolve.pattern import DensePattern
 from backsolve.types import Options
 
 
-def ask(timeout: float | None = 30.0) -> Progress[object]:
+def ask(timeout: float | None = 30.0) -> Progress[Step, object]:
     return Progress(Exchange(60.0).ask(InfoCall(), timeout))
 
 
-def sent(progress: Progress[object]) -> Send:
+def sent(progress: Progress[Step, object]) -> Send:
     """The next thing to send, after the pauses before it."""
     while isinstance(progress.step, Pause):
         progress.give(None)
@@ -38,7 +39,7 @@ def sent(progress: Progress[object]) -> Send:
     return progress.step
 
 
-def begin(exchange: Exchange, matrix: Matrix) -> Progress[object]:
+def begin(exchange: Exchange, matrix: Matrix) -> Progress[Step, object]:
     call = SolveCall(matrix.ref, Options(), np.ones(matrix.n))
     return Progress(exchange.deliver(matrix, call, 30.0))
 

@@ -14,7 +14,7 @@ from backsolve.errors import BacksolveError, UnreachableError
 from support.servers import ServerProcess, free_port
 from support.systems import convection, random_like
 
-pytestmark = pytest.mark.same_host
+pytestmark = [pytest.mark.same_host, pytest.mark.awaited]
 
 
 def test_threads_share_a_client_and_a_factorization(client: Client) -> None:

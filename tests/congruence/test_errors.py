@@ -102,6 +102,7 @@ CASES = {
 }
 
 
+@pytest.mark.awaited
 @pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
 def test_each_fault_has_its_own_error(client: Client, case: str) -> None:
     a, b, options, error, text = CASES[case]
@@ -242,6 +243,7 @@ def test_a_run_stopped_early_never_says_converged(client: Client) -> None:
         client.vjp(a, b, b, method="cg", maxiter=3)
 
 
+@pytest.mark.awaited
 def test_one_bad_system_of_a_batch(client: Client) -> None:
     a = np.stack([np.eye(3), np.zeros((3, 3)), 2 * np.eye(3)])
     b = np.ones((3, 3))
@@ -254,6 +256,7 @@ def test_one_bad_system_of_a_batch(client: Client) -> None:
     assert [e.status for e in partial.stats.elements] == [Status.OK, Status.SINGULAR_NUMERIC, Status.OK]
 
 
+@pytest.mark.awaited
 def test_without_raising_a_singular_matrix_gives_nan_and_its_status(client: Client) -> None:
     solution = client.solve(numerically_singular(), B5, on_failure="nan")
     assert np.isnan(solution.x).all()
@@ -305,6 +308,7 @@ def test_an_ill_conditioned_matrix_is_answered_with_a_warning(client: Client) ->
     assert solution.stats.backward_error < 1e-12
 
 
+@pytest.mark.awaited
 def test_a_changed_matrix_is_noticed(client: Client) -> None:
     """A canonical matrix whose values were written to after it was hashed."""
     from backsolve.matrix import Matrix
@@ -319,6 +323,7 @@ def test_a_changed_matrix_is_noticed(client: Client) -> None:
         client.solve_matrix(matrix, np.ones(25), make_options())
 
 
+@pytest.mark.awaited
 def test_a_deadline_that_cannot_be_met(client: Client) -> None:
     with pytest.raises(errors.DeadlineError, match="timeout"):
         client.solve(laplacian(150), np.ones(22_500), timeout=1e-4)

@@ -14,6 +14,7 @@ LOW = RNG.standard_normal((20, 6)) @ RNG.standard_normal((6, 14))
 WIDE = RNG.standard_normal((9, 25)) + 1j * RNG.standard_normal((9, 25))
 
 
+@pytest.mark.awaited
 @pytest.mark.parametrize("damp", [0.0, 0.3])
 @pytest.mark.parametrize("a", [TALL, LOW, WIDE], ids=["tall", "low-rank", "wide"])
 @pytest.mark.parametrize("columns", [(), (3,)], ids=["vector", "columns"])
@@ -35,6 +36,7 @@ def test_answers_and_gradients(client: Client, a: np.ndarray, damp: float, colum
     assert np.vdot(gradients.values, da).real == pytest.approx(np.vdot(g, pushed).real, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.awaited
 def test_a_batch(client: Client) -> None:
     a, b = RNG.standard_normal((3, 8, 5)), RNG.standard_normal((3, 8, 2))
     solution = client.lstsq(a, b)
@@ -51,6 +53,7 @@ def test_large_answers_of_small_questions(client: Client) -> None:
     assert (solution.x[7], np.count_nonzero(solution.x)) == (1.5, 1)
 
 
+@pytest.mark.awaited
 def test_refusals(client: Client) -> None:
     with pytest.raises(InvalidShapeError, match="use lstsq"):
         client.solve(TALL, np.ones(30))

@@ -92,6 +92,7 @@ def test_jvp_against_central_differences(client: Client, layout: str, dtype: str
     np.testing.assert_allclose(tangent.x, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.awaited
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 def test_a_batch_on_one_pattern(client: Client, layout: str) -> None:
     """Values with a leading axis: one digest, a status for each system."""
@@ -111,6 +112,7 @@ def test_a_batch_on_one_pattern(client: Client, layout: str) -> None:
     assert [element.status for element in solution.stats.elements] == [Status.OK] * 3
 
 
+@pytest.mark.awaited
 def test_conjugate_gradients(client: Client) -> None:
     a = laplacian(12)
     b = random_like((144,), "float64", 370_551_246)
@@ -124,6 +126,7 @@ def test_conjugate_gradients(client: Client) -> None:
     np.testing.assert_allclose(tight.x, np.linalg.solve(a.toarray(), b), rtol=1e-8)
 
 
+@pytest.mark.awaited
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 def test_empty_and_tiny_systems(client: Client, layout: str) -> None:
     make = sparse.csr_array if layout == "csr" else np.asarray
@@ -133,6 +136,7 @@ def test_empty_and_tiny_systems(client: Client, layout: str) -> None:
     assert client.solve(make(np.array([[4.0]])), np.array([2.0])).x.tolist() == [0.5]
 
 
+@pytest.mark.awaited
 def test_factorized_is_scipys_splu_in_one_handle(client: Client) -> None:
     a = convection(7)
     handle = client.factorized(a)
@@ -152,6 +156,7 @@ def test_a_solution_is_an_array_where_one_is_needed(client: Client) -> None:
     assert float(np.sum(solution)) == pytest.approx(3.0)
 
 
+@pytest.mark.awaited
 def test_information(client: Client) -> None:
     info = client.info()
     assert {"lu", "cholesky", "superlu", "cg"} <= set(info.methods)

@@ -39,12 +39,21 @@ from backsolve.pattern import Pattern
 from backsolve.types import ErrorCode, Holding, MatrixRef, Options
 from backsolve_service.context import CallContext
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
+from support.awaiting import AwaitedHttp
 from support.rest import CERTIFICATE, ToldPlane, canned, dense_matrix, echo, serving
 from support.servers import free_port
 
 TIMEOUT = 60.0
 REF = MatrixRef(b"\x12" * 32, b"\x34" * 32)
 CALL = SolveCall(REF, Options(), np.ones(3))
+
+
+@pytest.fixture(params=["blocking", "awaited"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test twice: everything that is said here holds for the sockets of an event loop as well."""
+    if request.param == "awaited":
+        monkeypatch.setitem(globals(), "HttpTransport", AwaitedHttp)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -311,13 +320,19 @@ def test_a_closed_transport_refuses(port: int) -> None:
         transport.info(TIMEOUT)
 
 
+def socket_name(transport: HttpTransport) -> object:
+    idle = transport._pool._idle[0]
+    return (idle.socket if hasattr(idle, "socket") else idle.sock).getsockname()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_uses_connections_of_its_own(transport: HttpTransport) -> None:
     before = transport.info(TIMEOUT)
-    address = transport._pool._idle[0].sock.getsockname()
+    address = socket_name(transport)
     child = os.fork()
     if child == 0:
         same = transport.info(TIMEOUT) == before
-        os._exit(0 if same and transport._pool._idle[0].sock.getsockname() != address else 1)
+        os._exit(0 if same and socket_name(transport) != address else 1)
     for _ in range(20):
         assert transport.info(TIMEOUT) == before
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_client import AsyncClient as AsyncClient
+    from .async_client import AsyncFactorized as AsyncFactorized
     from .client import Client as Client
     from .errors import BacksolveError as BacksolveError
     from .factorized import Factorized as Factorized
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncClient": "async_client",
+    "AsyncFactorized": "async_client",
     "BacksolveError": "errors",
     "Certificate": "types",
     "Circulant": "structured",
@@ -44,6 +48,8 @@ _HOME = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "AsyncFactorized",
     "BacksolveError",
     "Certificate",
     "Circulant",

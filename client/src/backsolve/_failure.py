@@ -1,11 +1,10 @@
 """What the caller has asked to happen when a solve ran and its answer is not good enough."""
 
-import inspect
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
+from ._protocol import Steps, Warn
 from .errors import (
     IllConditionedWarning,
     InconsistentError,
@@ -38,7 +37,7 @@ def check_choice(on_failure: str) -> None:
         raise InvalidOptionError(f"on_failure must be one of {', '.join(map(repr, _CHOICES))}")
 
 
-def settle(solution: Solution, on_failure: OnFailure, what: str) -> Solution:
+def settle(solution: Solution, on_failure: OnFailure, what: str) -> Steps[Solution]:
     """Pass a good answer on; raise, warn about or blank out one that is not.
 
     Args:
@@ -54,23 +53,23 @@ def settle(solution: Solution, on_failure: OnFailure, what: str) -> Solution:
     if status is Status.OK:
         return solution
     if status is Status.ILL_CONDITIONED:
-        warnings.warn(_text(solution, what), IllConditionedWarning, stacklevel=_level())
+        yield Warn(_text(solution, what), IllConditionedWarning)
         return solution
     if on_failure == "raise":
         raise _error(solution, what)
     if on_failure == "warn":
-        warnings.warn(_text(solution, what), NotConvergedWarning, stacklevel=_level())
+        yield Warn(_text(solution, what), NotConvergedWarning)
         return solution
     return replace(solution, x=_blanked(solution))
 
 
-def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFailure, what: str) -> Solution:
+def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFailure, what: str) -> Steps[Solution]:
     """The solution in place of an error that has no x: all NaN, with its status.
 
     For `on_failure` "warn" and "nan"; with "raise" the caller lets the error pass.
     """
     if on_failure == "warn":
-        warnings.warn(f"{what}: {error}", NotConvergedWarning, stacklevel=_level())
+        yield Warn(f"{what}: {error}", NotConvergedWarning)
     if isinstance(error, NotPositiveDefiniteError):
         status = Status.NOT_POSITIVE_DEFINITE
     elif error.details.get("kind") == "structural":
@@ -92,14 +91,6 @@ def without_answer(error: SolveError, rhs: Array, method: str, on_failure: OnFai
         instance="",
     )
     return Solution(np.full_like(rhs, np.nan), status, stats)
-
-
-def _level() -> int:
-    """How far up the stack of the function that warns the caller's own code begins."""
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _error(solution: Solution, what: str) -> SolveError:

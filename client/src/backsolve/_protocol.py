@@ -1,16 +1,16 @@
 """What is sent during one call, and when: by digest first, the data only when it is missed, again when that can help.
 
-Nothing is sent here. A call is a generator that yields what has to be done next, a `Send` or a `Pause`; it is given
-the reply, or thrown the error, and returns the caller's answer. `_session.Session` does these steps and blocks; a
-session that awaits them needs a loop of its own and no other line.
+Nothing is sent here. A call is a generator that yields what has to be done next, a `Send`, a `Pause` or a `Warn`; it
+is given the reply, or thrown the error, and returns the caller's answer. `_session.Session` does these steps and
+blocks, `_aio.session.AsyncSession` awaits them.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
-from ._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall
+from ._transports.base import Call, InfoCall, JvpCall, PutCall, SolveCall, SolveReply, StatsCall, VjpCall
 from .canonical import PatternMemo
 from .errors import (
     BacksolveError,
@@ -23,7 +23,7 @@ from .errors import (
 from .fingerprint import fresh_ref
 from .matrix import Matrix
 from .retry import Budget, Timeout, Unset
-from .types import MatrixRef
+from .types import MatrixRef, ServerInfo
 
 T = TypeVar("T")
 
@@ -32,21 +32,6 @@ _REMEMBERED: Final = 1024
 
 _UPLOADS_PER_CALL: Final = 4
 """A matrix that is evicted as often as this between its upload and its use does not fit the cache."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class InfoCall:
-    """Ask what answers."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class StatsCall:
-    """Ask for the counters of what answers."""
-
-
-Call = SolveCall | VjpCall | JvpCall | PutCall | InfoCall | StatsCall
 
 
 @final
@@ -66,43 +51,18 @@ class Pause:
     seconds: float
 
 
-Step = Send | Pause
+@final
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Warn the caller: of what was asked for and could not be had."""
+
+    text: str
+    category: type[Warning]
+
+
+Step = Send | Pause | Warn
 Steps = Generator[Step, Any, T]
 """A call in progress; what it is given after a `Send` is the reply of the transport's method for that call."""
-
-
-@final
-class Progress(Generic[T]):
-    """Where a call in progress stands: the step to do next, or, when `step` is None, its result."""
-
-    step: Step | None
-    result: T
-
-    def __init__(self, steps: Steps[T]) -> None:
-        self._steps = steps
-        self.give(None)
-
-    def give(self, reply: object) -> None:
-        """The step is done; this is what came of it, None of a pause."""
-        try:
-            self.step = self._steps.send(reply)
-        except StopIteration as end:
-            self.step, self.result = None, end.value
-
-    def fail(self, error: BacksolveError) -> None:
-        """The step has failed.
-
-        Raises:
-            BacksolveError: so has the call.
-        """
-        try:
-            self.step = self._steps.throw(error)
-        except StopIteration as end:
-            self.step, self.result = None, end.value
-        finally:
-            # An exception that is also a local of a frame in its own traceback keeps all of them, and the
-            # caller's tensors, alive.
-            del error
 
 
 @final
@@ -127,6 +87,15 @@ class Exchange:
     def ask(self, call: InfoCall | StatsCall, timeout: Timeout) -> Steps[Any]:
         """A call that is about no matrix."""
         return _persist(call, self._budget(timeout))
+
+    def info(self, timeout: Timeout) -> Steps[ServerInfo]:
+        """`Client.info`."""
+        return self.ask(InfoCall(), timeout)
+
+    def stats(self, timeout: Timeout) -> Steps[Mapping[str, float]]:
+        """`Client.stats`."""
+        counters = yield from self.ask(StatsCall(), timeout)
+        return {**counters, "uploads": float(self.uploads)}
 
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.

@@ -1,11 +1,13 @@
 """Does the steps of calls over one transport, and blocks until they are done."""
 
+import inspect
 import time
+import warnings
 from typing import TypeVar, final
 
-from ._protocol import Call, Exchange, InfoCall, Pause, Progress, StatsCall, Steps
-from ._transports.base import JvpCall, PutCall, SolveCall, Transport, VjpCall
-from .errors import BacksolveError
+from ._protocol import Exchange, Pause, Step, Steps, Warn
+from ._steps import drive
+from ._transports.base import Transport, carry
 
 T = TypeVar("T")
 
@@ -29,32 +31,21 @@ class Session:
         Raises:
             BacksolveError: the call has failed.
         """
-        progress = Progress(steps)
-        while progress.step is not None:
-            step = progress.step
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                progress.give(None)
-                continue
-            try:
-                reply = self._carry(step.call, step.left)
-            except BacksolveError as error:
-                progress.fail(error)
-            else:
-                progress.give(reply)
-        return progress.result
+        return drive(steps, self._do)
 
-    def _carry(self, call: Call, left: float | None) -> object:
-        match call:
-            case SolveCall():
-                return self.transport.solve(call, left)
-            case VjpCall():
-                return self.transport.vjp(call, left)
-            case JvpCall():
-                return self.transport.jvp(call, left)
-            case PutCall():
-                return self.transport.put(call, left)
-            case InfoCall():
-                return self.transport.info(left)
-            case StatsCall():
-                return self.transport.stats(left)
+    def _do(self, step: Step) -> object:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        if isinstance(step, Warn):
+            warn(step)
+            return None
+        return carry(self.transport, step.call, step.left)
+
+
+def warn(step: Warn) -> None:
+    """Warn, of the line of the caller's own code that made the call."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(step.text, step.category, stacklevel=level)

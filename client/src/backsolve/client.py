@@ -7,20 +7,18 @@ from typing import Any, Unpack, final
 
 import numpy as np
 
-from ._calls import gradient, least_squares, solve
+from ._calls import gradient, least_squares, operands, solve
 from ._calls.operands import Terms
 from ._entry import connect
 from ._fork import renew_after_fork
-from ._protocol import InfoCall, StatsCall
 from ._session import Session
 from ._transports.base import Transport
 from .config import default_timeout, resolve
-from .errors import InvalidDtypeError, InvalidShapeError
 from .factorized import Factorized
 from .matrix import Matrix
 from .options import SolveOptions
 from .retry import UNSET, Timeout, Unset
-from .types import DTYPES, Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
+from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
 
 
 @final
@@ -130,7 +128,8 @@ class Client:
         stays valid whatever the server forgets. Arguments and errors are those of `solve`, but for
         `trans`, which each solve of the handle says for itself.
         """
-        return Factorized(self._session, solve.hold(self._exchange, A, Terms(on_failure, timeout), options))
+        steps = solve.hold(self._exchange, A, Terms(on_failure, timeout), options)
+        return Factorized(self._session, self._session.run(steps))
 
     # -- derivatives -----------------------------------------------------------------------
 
@@ -356,14 +355,11 @@ class Client:
 
     def info(self, *, timeout: Timeout = UNSET) -> ServerInfo:
         """What answers: versions, limits, methods, devices."""
-        found: ServerInfo = self._session.run(self._exchange.ask(InfoCall(), timeout))
-        return found
+        return self._session.run(self._exchange.info(timeout))
 
     def stats(self, *, timeout: Timeout = UNSET) -> Mapping[str, float]:
         """Counters since the data plane started, and this client's `uploads`."""
-        counters: dict[str, float] = dict(self._session.run(self._exchange.ask(StatsCall(), timeout)))
-        counters["uploads"] = float(self._exchange.uploads)
-        return counters
+        return self._session.run(self._exchange.stats(timeout))
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float64) -> Array:
         """An array, not initialised, that can be sent without a copy where memory is shared with the server.
@@ -382,13 +378,7 @@ class Client:
             InvalidDtypeError: another element type.
             InvalidShapeError: a negative size.
         """
-        sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-        if any(size < 0 for size in sizes):
-            raise InvalidShapeError("an array has no negative sizes")
-        kind = np.dtype(dtype)
-        if kind not in DTYPES:
-            raise InvalidDtypeError("arrays of float32, float64, complex64 and complex128 are solved with")
-        return self._session.transport.empty(tuple(int(size) for size in sizes), kind)
+        return self._session.transport.empty(*operands.allocated(shape, dtype))
 
     @property
     def transport(self) -> Transport:

@@ -4,7 +4,7 @@ from typing import Any, final
 
 from ._calls.solve import Held
 from ._session import Session
-from .types import Array, Trans
+from .types import Array, Certificate, Trans
 
 
 @final
@@ -14,15 +14,19 @@ class Factorized:
     Attributes:
         shape: `(n, n)`.
         dtype: element type of the values, and of the answers.
-        last: certificate of the latest call.
     """
 
     def __init__(self, session: Session, held: Held) -> None:
         self._session = session
+        self._exchange = session.exchange
         self._held = held
         self.shape = held.matrix.pattern.shape
         self.dtype = held.matrix.dtype
-        self.last = session.run(held.first(session.exchange)).stats
+
+    @property
+    def last(self) -> Certificate:
+        """Certificate of the latest call."""
+        return self._held.last
 
     def solve(self, b: Any, trans: Trans = "N") -> Array:
         """Solve `op(A) x = b` with the kept factor.
@@ -34,6 +38,4 @@ class Factorized:
         Raises:
             InvalidDtypeError: b does not fit A's type.
         """
-        solution = self._session.run(self._held.solve(self._session.exchange, b, trans))
-        self.last = solution.stats
-        return solution.x
+        return self._session.run(self._held.solve(self._exchange, b, trans))

@@ -16,6 +16,7 @@ import numpy as np
 
 from backsolve._fork import renew_after_fork
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
+from backsolve._transports.recall import recalled_by
 from backsolve.errors import NotSupportedError
 from backsolve.matrix import Matrix
 from backsolve.types import Holding, MatrixRef, ServerInfo
@@ -168,4 +169,6 @@ class EmbeddedTransport(Transport):
 
 
 def _context(timeout: float | None) -> CallContext:
-    return CallContext.within(timeout, "embedded")
+    context = CallContext.within(timeout, "embedded")
+    recalled_by(context.cancel)
+    return context

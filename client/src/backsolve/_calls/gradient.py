@@ -112,11 +112,11 @@ def adjoint(
     except SolveError as error:
         if terms.on_failure == "raise":
             raise
-        blank = without_answer(error, cotangent, options.method, terms.on_failure, _ADJOINT)
+        blank = yield from without_answer(error, cotangent, options.method, terms.on_failure, _ADJOINT)
         values = np.full(matrix.parameters_shape, np.nan, matrix.dtype) if "values" in want else None
         return Gradients(blank.x if "b" in want else None, values, blank.stats)
     lam = np.zeros(0, matrix.dtype) if reply.b is None else reply.b
-    settled = settle(solution(SolveReply(lam, reply.certificate), hashed), terms.on_failure, _ADJOINT)
+    settled = yield from settle(solution(SolveReply(lam, reply.certificate), hashed), terms.on_failure, _ADJOINT)
     return Gradients(None if reply.b is None else settled.x, reply.values, settled.stats)
 
 

@@ -87,3 +87,18 @@ def alike(array: Array | None, rhs: Array, what: str) -> Array | None:
     if array.shape != rhs.shape:
         raise InvalidShapeError(f"{what} has shape {array.shape}, it must be shaped like b, {rhs.shape}")
     return np.ascontiguousarray(array, dtype=rhs.dtype)
+
+
+def allocated(shape: int | tuple[int, ...], dtype: Any) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+    """Shape and type of an array that `Client.empty` makes.
+
+    Raises:
+        InvalidDtypeError, InvalidShapeError: it cannot be solved with.
+    """
+        sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        if any(size < 0 for size in sizes):
+            raise InvalidShapeError("an array has no negative sizes")
+        kind = np.dtype(dtype)
+        if kind not in DTYPES:
+            raise InvalidDtypeError("arrays of float32, float64, complex64 and complex128 are solved with")
+    return tuple(int(size) for size in sizes), kind

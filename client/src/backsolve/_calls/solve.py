@@ -12,7 +12,7 @@ from ..canonical import as_array
 from ..errors import InvalidDtypeError, InvalidOptionError, SolveError
 from ..matrix import Matrix
 from ..options import SolveOptions, check_trans, make_options
-from ..types import Array, Options, Solution
+from ..types import Array, Certificate, Options, Solution
 from .operands import Terms, alike, check_fits, common, timed_ref
 
 
@@ -58,8 +58,8 @@ def answered(
     except SolveError as error:
         if terms.on_failure == "raise":
             raise
-        return without_answer(error, like, call.options.method, terms.on_failure, what)
-    return settle(solution(reply, hashed), terms.on_failure, what)
+        return (yield from without_answer(error, like, call.options.method, terms.on_failure, what))
+    return (yield from settle(solution(reply, hashed), terms.on_failure, what))
 
 
 def solution(reply: SolveReply, hashed: float) -> Solution:
@@ -70,33 +70,39 @@ def solution(reply: SolveReply, hashed: float) -> Solution:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Held:
-    """A matrix that is solved with again and again, and what was said when it was handed over."""
+    """A matrix that is solved with again and again, and what was said when it was handed over.
+
+    Attributes:
+        last: certificate of the latest call.
+    """
 
     matrix: Matrix
     options: Options
     terms: Terms
+    last: Certificate
 
-    def first(self, exchange: Exchange) -> Steps[Solution]:
-        """No columns to solve for: the call factorizes, and reports a singular matrix, now."""
-        matrix = self.matrix
-        nothing = np.zeros((*matrix.systems_shape, matrix.n, 0), dtype=matrix.dtype)
-        return solve_matrix(exchange, matrix, nothing, None, self.terms, self.options)
-
-    def solve(self, exchange: Exchange, b: Any, trans: str) -> Steps[Solution]:
+    def solve(self, exchange: Exchange, b: Any, trans: str) -> Steps[Array]:
         """`Factorized.solve`."""
         rhs, dtype = as_array(b, "b"), self.matrix.dtype
         if not np.can_cast(rhs.dtype, dtype, "safe"):
             raise InvalidDtypeError(f"b is {rhs.dtype}, the factor {dtype}: factorize A.astype({rhs.dtype.name!r})")
         options = replace(self.options, trans=check_trans(trans))
-        return solve_matrix(exchange, self.matrix, rhs.astype(dtype, copy=False), None, self.terms, options)
+        rhs = rhs.astype(dtype, copy=False)
+        solved = yield from solve_matrix(exchange, self.matrix, rhs, None, self.terms, options)
+        self.last = solved.stats
+        return solved.x
 
 
-def hold(exchange: Exchange, A: Any, terms: Terms, options: SolveOptions) -> Held:
-    """What `Client.factorized` keeps: nothing is sent yet."""
+def hold(exchange: Exchange, A: Any, terms: Terms, options: SolveOptions) -> Steps[Held]:
+    """What `Client.factorized` keeps."""
     if "trans" in options:
         raise InvalidOptionError("say trans in each solve of the handle, not when it is made", option="trans")
     asked = make_options(**options)
     canonical, _ = common(exchange.memo, A)
-    return Held(canonical.matrix.copy(), asked, terms)
+    matrix = canonical.matrix.copy()
+    # No columns to solve for: the call factorizes, and reports a singular matrix, now.
+    nothing = np.zeros((*matrix.systems_shape, matrix.n, 0), dtype=matrix.dtype)
+    first = yield from solve_matrix(exchange, matrix, nothing, None, terms, asked)
+    return Held(matrix, asked, terms, first.stats)

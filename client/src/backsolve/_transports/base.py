@@ -108,6 +108,20 @@ class PutCall:
     values_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class InfoCall:
+    """Ask what answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsCall:
+    """Ask for the counters of what answers."""
+
+
+Call = SolveCall | VjpCall | JvpCall | PutCall | InfoCall | StatsCall
+"""What a transport carries as a step of a client's call."""
+
+
 class Wire(Protocol):
     """Counts the payload bytes a transport has moved."""
 
@@ -161,3 +175,20 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free connections; later calls fail."""
+
+
+def carry(transport: Transport, call: Call, timeout: float | None) -> object:
+    """Make a call by the method of the transport that carries its kind, and return that method's reply."""
+    match call:
+        case SolveCall():
+            return transport.solve(call, timeout)
+        case VjpCall():
+            return transport.vjp(call, timeout)
+        case JvpCall():
+            return transport.jvp(call, timeout)
+        case PutCall():
+            return transport.put(call, timeout)
+        case InfoCall():
+            return transport.info(timeout)
+        case StatsCall():
+            return transport.stats(timeout)

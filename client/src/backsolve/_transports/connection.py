@@ -10,20 +10,23 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any, final
 
 from .._fork import renew_after_fork
 from .._rest.body import Body
 from ..config import Endpoint
 from ..errors import CancelledError, DeadlineError, UnreachableError
+from .recall import recalled_by
 from .reply import BrokenReplyError, HttpReply, NoReplyError, read_reply, seconds_left
 
 CONNECT_SECONDS = 10.0
 """A host that does not even accept a connection for this long is unreachable, whatever the call's deadline."""
 
-_IDLE_CONNECTIONS = 32
-_SLICE = 1 << 20
-_GATHER = 64
+IDLE_CONNECTIONS = 32
+SLICE = 1 << 20
+GATHER = 64
 """Buffers in one `sendmsg`, below every system's IOV_MAX."""
 
 
@@ -42,7 +45,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class _StaleError(Exception):
+class StaleError(Exception):
     """The connection was closed by the other side before it answered anything."""
 
 
@@ -80,14 +83,12 @@ class ConnectionPool:
         if (connection := self._take()) is not None:
             try:
                 return self._attempt(connection, method, parts, deadline)
-            except _StaleError:
+            except StaleError:
                 pass  # it was closed while it lay idle: repeat on a fresh one, every call is idempotent
         try:
             return self._attempt(self._connect(deadline), method, parts, deadline)
-        except _StaleError as err:
-            raise UnreachableError(
-                f"the server at {self._endpoint.address} closed the connection without an answer"
-            ) from err.__cause__
+        except StaleError as err:
+            raise unanswered(self._endpoint) from err.__cause__
 
     def close(self) -> None:
         """Close idle connections now, and those in use when their call ends."""
@@ -111,14 +112,14 @@ class ConnectionPool:
             if self._closed:
                 raise CancelledError("the client is closed: make a new one")
             connection = self._idle.pop() if self._idle else None
-        if connection is None or _is_quiet(connection.sock):
+        if connection is None or is_quiet(connection.sock):
             return connection
         connection.close()
         return self._take()
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
+            if not self._closed and len(self._idle) < IDLE_CONNECTIONS:
                 self._idle.append(connection)
                 return
         connection.close()
@@ -136,39 +137,58 @@ class ConnectionPool:
             connection = http.client.HTTPSConnection(at.host, at.port, timeout=patience, context=self._tls)
         try:
             connection.connect()
-        except ssl.SSLError as err:
-            connection.close()
-            reason = getattr(err, "verify_message", None) or err.reason or "the handshake failed"
-            raise UnreachableError(f"no secure connection to {self._endpoint.address}: {reason}") from err
         except OSError as err:
             connection.close()
             seconds_left(deadline)  # the caller's own deadline counts first
-            reason = "no answer" if isinstance(err, TimeoutError) else err.strerror or "the name cannot be resolved"
-            raise UnreachableError(f"no server at {self._endpoint.address}: {reason}") from err
+            raise not_connected(self._endpoint, err) from err
         return connection
 
     def _attempt(
         self, connection: http.client.HTTPConnection, method: str, parts: tuple[memoryview, ...], deadline: float | None
     ) -> HttpReply:
+        recalled_by(partial(_cut, connection.sock))
         try:
             reply, keep = _exchange(connection.sock, method, parts, deadline)
         except TimeoutError:
             connection.close()
-            raise DeadlineError("no answer before the deadline: raise timeout=, or try again later") from None
+            raise out_of_time() from None
         except OSError as err:
             connection.close()
-            why = f" ({err})" if isinstance(err, BrokenReplyError) else ""
-            raise UnreachableError(
-                f"the connection to {self._endpoint.address} broke in the middle of an answer{why}"
-            ) from err
+            raise broken_off(self._endpoint, err) from err
         except BaseException:
             connection.close()
             raise
+        recalled_by(_nothing)
         if keep:
             self._give_back(connection)
         else:
             connection.close()
         return reply
+
+
+def not_connected(endpoint: Endpoint, error: OSError) -> UnreachableError:
+    """Why there is no connection."""
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "verify_message", None) or error.reason or "the handshake failed"
+        return UnreachableError(f"no secure connection to {endpoint.address}: {reason}")
+    reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or "the name cannot be resolved"
+    return UnreachableError(f"no server at {endpoint.address}: {reason}")
+
+
+def unanswered(endpoint: Endpoint) -> UnreachableError:
+    """A new connection was closed before anything came."""
+    return UnreachableError(f"the server at {endpoint.address} closed the connection without an answer")
+
+
+def broken_off(endpoint: Endpoint, error: OSError) -> UnreachableError:
+    """The connection has failed, or what came is no reply."""
+    why = f" ({error})" if isinstance(error, BrokenReplyError) else ""
+    return UnreachableError(f"the connection to {endpoint.address} broke in the middle of an answer{why}")
+
+
+def out_of_time() -> DeadlineError:
+    """The other side was silent for too long."""
+    return DeadlineError("no answer before the deadline: raise timeout=, or try again later")
 
 
 def _exchange(sock: Any, method: str, parts: tuple[memoryview, ...], deadline: float | None) -> tuple[HttpReply, bool]:
@@ -181,7 +201,7 @@ def _exchange(sock: Any, method: str, parts: tuple[memoryview, ...], deadline: f
     try:
         reply, keep = read_reply(sock, method, deadline)
     except NoReplyError as err:
-        raise _StaleError from (broken or err)
+        raise StaleError from (broken or err)
     return reply, keep and broken is None
 
 
@@ -189,21 +209,31 @@ def _send(sock: Any, parts: tuple[memoryview, ...], deadline: float | None) -> N
     """Send all parts in as few system calls as the socket's buffer allows."""
     if isinstance(sock, ssl.SSLSocket):
         for part in parts:
-            for start in range(0, len(part), _SLICE):
+            for start in range(0, len(part), SLICE):
                 sock.settimeout(seconds_left(deadline))
-                sock.sendall(part[start : start + _SLICE])
+                sock.sendall(part[start : start + SLICE])
         return
     waiting = list(parts)
     while waiting:
         sock.settimeout(seconds_left(deadline))
-        sent = sock.sendmsg(waiting[:_GATHER])
+        sent = sock.sendmsg(waiting[:GATHER])
         while waiting and sent >= len(waiting[0]):
             sent -= len(waiting.pop(0))
         if sent:
             waiting[0] = waiting[0][sent:]
 
 
-def _is_quiet(sock: socket.socket) -> bool:
+def _nothing() -> None:
+    """The call is over: its connection belongs to another one."""
+
+
+def _cut(sock: socket.socket) -> None:
+    """End a connection that another thread waits on; it is woken up, and the server stops working."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def is_quiet(sock: socket.socket) -> bool:
     """Whether an idle connection is still open: a readable one was closed, or talks out of turn."""
     if not hasattr(select, "poll"):
         return not select.select([sock], [], [], 0)[0]

@@ -36,10 +36,12 @@ from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
 from ..v1.solver_pb2_grpc import MatricesStub, SolverStub
 from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
+from .recall import CURRENT, recalled_by
 
 T = TypeVar("T")
 Arrays = Mapping[str, Array]
 _CLOSED = "the client is closed: make a new one"
+_TAKEN_BACK = "the call was taken back"
 
 Decode = Callable[[Any, Arrays, Iterable[types.Element]], T]
 
@@ -72,7 +74,7 @@ _FOREIGN: Mapping[grpc.StatusCode, tuple[type[BacksolveError], str]] = {
         PayloadTooLargeError,
         f"a message is larger than a proxy on the way, or gRPC, allows: both must take {framing.MESSAGE_BYTES} bytes",
     ),
-    grpc.StatusCode.CANCELLED: (CancelledError, "the call was taken back"),
+    grpc.StatusCode.CANCELLED: (CancelledError, _TAKEN_BACK),
     grpc.StatusCode.UNAUTHENTICATED: (UnauthenticatedError, "the token is missing or wrong: pass token="),
     grpc.StatusCode.PERMISSION_DENIED: (PermissionDeniedError, "access is denied"),
     grpc.StatusCode.UNIMPLEMENTED: (NotSupportedError, "the address answers gRPC, but not backsolve.v1"),
@@ -177,7 +179,7 @@ class GrpcTransport(Transport):
         upload.go()
         try:
             with self._translated():
-                reply = connection.bulk_matrices.Put(upload, timeout=timeout, metadata=self._headers(call.ref))
+                reply = self._wait(connection.bulk_matrices.Put, upload, call.ref, timeout)
         finally:
             upload.stop()
         return calls.decode_ref(_message(reply).matrix)
@@ -232,8 +234,20 @@ class GrpcTransport(Transport):
     def _plain(self, method: Any, message: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
         """One unary call."""
         with self._translated():
-            reply = method(message, timeout=timeout, metadata=self._headers(ref))
+            reply = self._wait(method, message, ref, timeout)
         return _message(reply)
+
+    def _wait(self, method: Any, request: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
+        """Make a call that has one reply, and wait for it; so that it can be taken back, if anybody will."""
+        recall = CURRENT.get()
+        if recall is None:
+            return method(request, timeout=timeout, metadata=self._headers(ref))
+        under_way = method.future(request, timeout=timeout, metadata=self._headers(ref))
+        recall.by(under_way.cancel)
+        try:
+            return under_way.result()
+        except grpc.FutureCancelledError as error:
+            raise CancelledError(_TAKEN_BACK) from error
 
     def _unary(
         self, method: Any, message: Any, arrays: Arrays, ref: MatrixRef, timeout: float | None, decode: Decode[T]
@@ -264,6 +278,7 @@ class GrpcTransport(Transport):
         try:
             with self._translated():
                 frames = getattr(connection.bulk, method)(upload, timeout=timeout, metadata=self._headers(ref))
+                recalled_by(frames.cancel)
                 streams.expect(frames, "ready")
                 upload.go()
                 reply = streams.expect(frames, kind)

@@ -1,5 +1,6 @@
 """Replies of HTTP/1.1, read straight into the buffer that will be x.
 
+Nothing here touches a socket: `parse_reply` is a generator that yields room for bytes and is given how many came.
 `http.client` parses headers with the machinery of e-mail, which costs as much as a small solve, and
 copies bodies. What a server or a proxy may answer is read here instead: a status, headers of at
 most 64 KiB, and a body that is announced by its length, chunked, or ended by closing (RFC 9112,
@@ -7,9 +8,9 @@ sections 4 to 6). Anything else is refused rather than guessed at.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ _NO_BODY = (204, 304)
 _PROTOCOL = b"HTTP/1."
 _FOREIGN = "what answers does not speak HTTP/1.1"
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+
+T = TypeVar("T")
 
 
 @final
@@ -66,6 +69,10 @@ def seconds_left(deadline: float | None) -> float | None:
     return seconds
 
 
+Reading = Generator[memoryview, int, T]
+"""Yields where the next bytes go; is given how many came, 0 at the end, or thrown the connection's error."""
+
+
 def read_reply(sock: Any, method: str, deadline: float | None) -> tuple[HttpReply, bool]:
     """Read one reply from a blocking socket.
 
@@ -75,16 +82,44 @@ def read_reply(sock: Any, method: str, deadline: float | None) -> tuple[HttpRepl
         deadline: `time.monotonic()` seconds, or None.
 
     Returns:
-        The reply, and whether the connection may be used again.
+        As `parse_reply`.
 
     Raises:
         DeadlineError, TimeoutError: the time is over.
+        OSError: as `parse_reply`.
+    """
+    reading = parse_reply(method)
+    try:
+        room = next(reading)
+        while True:
+            sock.settimeout(seconds_left(deadline))
+            try:
+                count = sock.recv_into(room)
+            except ConnectionError as err:
+                room = reading.throw(err)
+            else:
+                room = reading.send(count)
+    except StopIteration as end:
+        read: tuple[HttpReply, bool] = end.value
+        return read
+
+
+def parse_reply(method: str) -> Reading[tuple[HttpReply, bool]]:
+    """Read one reply.
+
+    Args:
+        method: of the request; a HEAD has no body.
+
+    Returns:
+        The reply, and whether the connection may be used again.
+
+    Raises:
         NoReplyError: the other side closed without a word.
         OSError: the connection broke, or what came is no reply.
     """
-    stream = _Stream(sock, deadline)
+    stream = _Stream()
     for _ in range(_MOST_INTERIM):
-        version, status, headers = _head(stream.head())
+        version, status, headers = _head((yield from stream.head()))
         if status >= 200:
             break
     else:
@@ -94,13 +129,13 @@ def read_reply(sock: Any, method: str, deadline: float | None) -> tuple[HttpRepl
     if method == "HEAD" or status in _NO_BODY:
         body = aligned(0)
     elif coding == "chunked":
-        body = stream.chunked()
+        body = yield from stream.chunked()
     elif coding:
         raise BrokenReplyError("the reply has a transfer coding that is not known here")
     elif "content-length" in headers:
-        body = stream.exactly(_length(headers["content-length"]))
+        body = yield from stream.exactly(_length(headers["content-length"]))
     else:
-        closes, body = True, stream.rest()
+        closes, body = True, (yield from stream.rest())
     options = headers.get("connection", "").lower()
     keep = not closes and not stream.ahead and "close" not in options and (version == b"1.1" or "keep-alive" in options)
     return HttpReply(status, headers, body), keep
@@ -108,95 +143,93 @@ def read_reply(sock: Any, method: str, deadline: float | None) -> tuple[HttpRepl
 
 @final
 class _Stream:
-    """Bytes from a socket; those that came beyond what was asked for wait in `ahead`."""
+    """Bytes in their order; those that came beyond what was asked for wait in `ahead`."""
 
-    def __init__(self, sock: Any, deadline: float | None) -> None:
-        self._sock, self._deadline = sock, deadline
+    def __init__(self) -> None:
         self.ahead = b""
         self._silent = True
 
-    def head(self) -> bytes:
+    def head(self) -> Reading[bytes]:
         """Up to the empty line, without it."""
         end = self.ahead.find(b"\r\n\r\n")
         while end < 0:
             if len(self.ahead) > _MOST_HEAD:
                 raise BrokenReplyError("the headers of the reply do not end")
-            self.ahead += self._more()
+            self.ahead += yield from self._more()
             if not self.ahead.startswith(_PROTOCOL[: len(self.ahead)]):
                 raise BrokenReplyError(_FOREIGN)
             end = self.ahead.find(b"\r\n\r\n")
         head, self.ahead = self.ahead[:end], self.ahead[end + 4 :]
         return head
 
-    def exactly(self, size: int) -> NDArray[np.uint8]:
+    def exactly(self, size: int) -> Reading[NDArray[np.uint8]]:
         """The next `size` bytes, in a buffer allocated once."""
         buffer = aligned(size)
-        self._fill(buffer)
+        yield from self._fill(buffer)
         return buffer
 
-    def chunked(self) -> NDArray[np.uint8]:
+    def chunked(self) -> Reading[NDArray[np.uint8]]:
         """All chunks, joined; trailers are dropped."""
         chunks: list[NDArray[np.uint8]] = []
         while True:
-            digits = self._line().partition(b";")[0].strip()
+            digits = (yield from self._line()).partition(b";")[0].strip()
             if not digits or len(digits) > 16 or not _HEX.issuperset(digits):
                 raise BrokenReplyError("the size of a chunk is no number")
             size = int(digits, 16)
             if not size:
                 break
-            chunks.append(self.exactly(size))
-            if self._line():
+            chunks.append((yield from self.exactly(size)))
+            if (yield from self._line()):
                 raise BrokenReplyError("a chunk is longer than it says")
-        while self._line():
+        while (yield from self._line()):
             pass
         return _joined(chunks)
 
-    def rest(self) -> NDArray[np.uint8]:
+    def rest(self) -> Reading[NDArray[np.uint8]]:
         """Everything until the other side closes."""
         pieces = [np.frombuffer(self.ahead, dtype=np.uint8)]
         self.ahead = b""
-        while piece := self._read():
+        while piece := (yield from self._read()):
             pieces.append(np.frombuffer(piece, dtype=np.uint8))
         return _joined(pieces)
 
-    def _line(self) -> bytes:
+    def _line(self) -> Reading[bytes]:
         end = self.ahead.find(b"\r\n")
         while end < 0:
             if len(self.ahead) > _MOST_HEAD:
                 raise BrokenReplyError("a line of the reply does not end")
-            self.ahead += self._more()
+            self.ahead += yield from self._more()
             end = self.ahead.find(b"\r\n")
         line, self.ahead = self.ahead[:end], self.ahead[end + 2 :]
         return line
 
-    def _fill(self, buffer: NDArray[np.uint8]) -> None:
+    def _fill(self, buffer: NDArray[np.uint8]) -> Reading[None]:
         view = buffer.data
         position = min(len(self.ahead), buffer.size)
         view[:position] = self.ahead[:position]
         self.ahead = self.ahead[position:]
         while position < buffer.size:
-            self._sock.settimeout(seconds_left(self._deadline))
-            got = self._sock.recv_into(view[position : position + _SLICE])
+            got = yield view[position : position + _SLICE]
             if not got:
                 raise BrokenReplyError(f"the reply ended {buffer.size - position} bytes early")
             position += got
 
-    def _more(self) -> bytes:
-        piece = self._read()
+    def _more(self) -> Reading[bytes]:
+        piece = yield from self._read()
         if not piece:
             raise NoReplyError("closed") if self._silent else BrokenReplyError("the reply ended in its headers")
         self._silent = False
         return piece
 
-    def _read(self) -> bytes:
-        self._sock.settimeout(seconds_left(self._deadline))
+    def _read(self) -> Reading[bytes]:
+        room = np.empty(_FIRST_READ, dtype=np.uint8).data
         try:
-            piece: bytes = self._sock.recv(_FIRST_READ)
+            count = yield room
         except ConnectionError as err:
             if self._silent:
                 raise NoReplyError("reset") from err
             raise
-        return piece
+        return bytes(room[:count])
 
 
 def _head(head: bytes) -> tuple[bytes, int, dict[str, str]]:
