@@ -24,6 +24,7 @@ from backsolve.errors import (
 from backsolve.errors import DigestMismatchError as Mismatch
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern
+from backsolve.retry import Allowance
 from backsolve.types import Options
 
 
@@ -48,28 +49,32 @@ def dense() -> Matrix:
     return Matrix(DensePattern((3, 3)), np.random.default_rng(60317).normal(size=(3, 3)))
 
 
-def test_a_busy_server_is_asked_again_no_sooner_than_it_said() -> None:
-    progress = ask()
+def test_a_busy_server_is_asked_again_no_sooner_than_it_said_and_not_by_all_at_once() -> None:
+    progress, pauses = ask(), []
     for _ in range(3):
         sent(progress)
         progress.fail(QueueFullError("full", retry_after=0.75))
         assert isinstance(progress.step, Pause)
-        assert progress.step.seconds >= 0.75
+        pauses.append(progress.step.seconds)
+    assert min(pauses) >= 0.75
+    assert len(set(pauses)) == 3
     sent(progress)
     progress.give("answer")
     assert progress.step is None
     assert progress.result == "answer"
 
 
-def test_pauses_grow() -> None:
-    progress, pauses = ask(1e6), []
-    for _ in range(12):
+def test_pauses_grow_and_are_drawn_from_nothing_up() -> None:
+    draws = iter([0.5] * 12 + [0.0, 0.999])
+    exchange = Exchange(60.0, Allowance(chance=lambda: next(draws)))
+    progress, pauses = Progress(exchange.ask(InfoCall(), 1e6)), []
+    for _ in range(14):
         sent(progress)
         progress.fail(QueueFullError("full"))
         assert isinstance(progress.step, Pause)
         pauses.append(progress.step.seconds)
-    assert pauses[0] <= 0.05
-    assert 1.0 <= min(pauses[-3:]) <= max(pauses) <= 2.0
+    assert pauses[:7] == pytest.approx([0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0])
+    assert pauses[7:] == pytest.approx([1.0] * 5 + [0.0, 1.998])
 
 
 def test_a_wrong_call_is_not_repeated() -> None:

@@ -22,7 +22,7 @@ from .errors import (
 )
 from .fingerprint import fresh_ref
 from .matrix import Matrix
-from .retry import Budget, Timeout, Unset
+from .retry import Allowance, Budget, Timeout, Unset
 from .types import MatrixRef, ServerInfo
 
 T = TypeVar("T")
@@ -71,18 +71,25 @@ class Exchange:
 
     Args:
         timeout: seconds for each call unless it says otherwise; None waits for ever.
+        allowance: what may be repeated to overloaded servers.
 
     Attributes:
         memo: the patterns it has met last.
         uploads: how many matrices it has sent.
     """
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, timeout: float | None, allowance: Allowance | None = None) -> None:
         self.timeout = timeout
+        self._allowance = allowance or Allowance()
         self.memo = PatternMemo()
         self.uploads = 0
         self._met_before = False
         self._news = News()
+
+    def forget_locks(self) -> None:
+        """In a forked child: locks may have been held by threads that are not here."""
+        self.memo.forget_locks()
+        self._allowance.forget_locks()
 
     def ask(self, call: InfoCall | StatsCall, timeout: Timeout) -> Steps[Any]:
         """A call that is about no matrix."""
@@ -146,7 +153,7 @@ class Exchange:
 
     def _budget(self, timeout: Timeout) -> Budget:
         seconds = self.timeout if isinstance(timeout, Unset) else timeout
-        return Budget(seconds, met_before=self._met_before)
+        return Budget(seconds, met_before=self._met_before, allowance=self._allowance)
 
     def _upload(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
         """Send a matrix under the digests it was called by, and first the one that it stands on, if that is missed."""

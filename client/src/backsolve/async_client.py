@@ -82,7 +82,7 @@ class AsyncClient:
         renew_after_fork(self, AsyncClient._renew)
 
     def _renew(self) -> None:
-        self._exchange.memo.forget_locks()
+        self._exchange.forget_locks()
 
     solve = awaited(Client.solve, "AsyncClient")
     solve_matrix = awaited(Client.solve_matrix, "AsyncClient")

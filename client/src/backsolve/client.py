@@ -61,7 +61,7 @@ class Client:
         renew_after_fork(self, Client._renew)
 
     def _renew(self) -> None:
-        self._exchange.memo.forget_locks()
+        self._exchange.forget_locks()
 
     # -- solving ---------------------------------------------------------------------------
 

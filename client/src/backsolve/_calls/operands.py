@@ -95,10 +95,10 @@ def allocated(shape: int | tuple[int, ...], dtype: Any) -> "tuple[tuple[int, ...
     Raises:
         InvalidDtypeError, InvalidShapeError: it cannot be solved with.
     """
-        sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-        if any(size < 0 for size in sizes):
-            raise InvalidShapeError("an array has no negative sizes")
-        kind = np.dtype(dtype)
-        if kind not in DTYPES:
-            raise InvalidDtypeError("arrays of float32, float64, complex64 and complex128 are solved with")
+    sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    if any(size < 0 for size in sizes):
+        raise InvalidShapeError("an array has no negative sizes")
+    kind = np.dtype(dtype)
+    if kind not in DTYPES:
+        raise InvalidDtypeError("arrays of float32, float64, complex64 and complex128 are solved with")
     return tuple(int(size) for size in sizes), kind
