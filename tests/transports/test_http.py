@@ -48,16 +48,17 @@ REF = MatrixRef(b"\x12" * 32, b"\x34" * 32)
 CALL = SolveCall(REF, Options(), np.ones(3))
 
 
-@pytest.fixture(params=["blocking", "awaited"], autouse=True)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module", params=["blocking", "awaited"], autouse=True)
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each test twice: everything that is said here holds for the sockets of an event loop as well."""
-    if request.param == "awaited":
-        monkeypatch.setitem(globals(), "HttpTransport", AwaitedHttp)
-    return request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "awaited":
+            patch.setitem(globals(), "HttpTransport", AwaitedHttp)
+        yield request.param
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[DataPlane]:
+def plane(kind: str) -> Iterator[DataPlane]:
     plane = DataPlane(PlaneConfig(workers=1))
     yield plane
     plane.close()
