@@ -18,6 +18,7 @@ from backsolve.types import Options
 from backsolve_service.context import CallContext, WouldWaitError
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.observer import Silent
+from support.factors import held_up
 from support.rest import dense_matrix, serving
 from support.systems import convection, laplacian
 
@@ -60,7 +61,7 @@ class Bench:
         """Have the factor built, and its worker asleep again."""
         self.solve(matrix, **options)
         until = time.monotonic() + TIMEOUT
-        while not all(worker.asleep for worker in self.plane._scheduler._threads):
+        while not all(worker.asleep and worker.idle for worker in self.plane._scheduler._threads):
             assert time.monotonic() < until
             time.sleep(0.001)
 
@@ -142,16 +143,13 @@ def test_what_may_take_longer_goes_to_a_thread(
 def test_a_busy_worker_is_not_waited_for_on_the_event_loop(bench: Bench) -> None:
     matrix = bench.put(sparse(14))
     bench.settled(matrix)
-    gate = threading.Event()
-    holding = bench.plane._scheduler.order(lambda: gate.wait(TIMEOUT))
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(bench.solve, matrix)
-        with pytest.raises(NeedMatrixError):  # the loop turns: others are answered
-            bench.transport.solve(SolveCall(sparse(5).ref, Options(), np.ones(25)), TIMEOUT)
-        assert not waiting.done()
-        gate.set()
+        with held_up(bench.plane._scheduler):
+            waiting = pool.submit(bench.solve, matrix)
+            with pytest.raises(NeedMatrixError):  # the loop turns: others are answered
+                bench.transport.solve(SolveCall(sparse(5).ref, Options(), np.ones(25)), TIMEOUT)
+            assert not waiting.done()
         assert waiting.result(TIMEOUT) != LOOP
-    holding.result(TIMEOUT)
 
 
 def test_a_call_that_would_wait_after_all_says_so_and_is_not_counted(bench: Bench) -> None:
@@ -159,13 +157,9 @@ def test_a_call_that_would_wait_after_all_says_so_and_is_not_counted(bench: Benc
     bench.settled(matrix)
     hurried = replace(CallContext.within(TIMEOUT, "rest"), at_once=True)
     other = Options(method="lu" if matrix.pattern.layout == "dense" else "superlu", ordering="colamd")
-    gate = threading.Event()
-    holding = bench.plane._scheduler.order(lambda: gate.wait(TIMEOUT))
     before = bench.plane.stats()
-    with pytest.raises(WouldWaitError):  # its worker works for others
+    with held_up(bench.plane._scheduler), pytest.raises(WouldWaitError):  # its worker works for others
         bench.plane.solve(SolveCall(matrix.ref, Options(), np.ones(matrix.n)), hurried)
-    gate.set()
-    holding.result(TIMEOUT)
     with pytest.raises(WouldWaitError):  # there is a factor to build
         bench.plane.solve(SolveCall(matrix.ref, other, np.ones(matrix.n)), hurried)
     after = bench.plane.stats()
@@ -229,12 +223,8 @@ def test_a_build_that_would_be_waited_for_is_left_to_a_thread(bench: Bench) -> N
     hurried = replace(CallContext.within(TIMEOUT, "rest"), at_once=True)
     new = dense_matrix(24, 66_183_405)
     call = SolveCall(new.ref, Options(), np.ones(24), values=new.values)
-    gate = threading.Event()
-    holding = bench.plane._scheduler.order(lambda: gate.wait(TIMEOUT))
-    with pytest.raises(WouldWaitError):
+    with held_up(bench.plane._scheduler), pytest.raises(WouldWaitError):
         bench.plane.solve(call, hurried)
-    gate.set()
-    holding.result(TIMEOUT)
     reply = bench.plane.solve(call, CallContext.within(TIMEOUT, "rest"))
     np.testing.assert_allclose(new.values @ reply.x, np.ones(24), atol=1e-12)
     assert bench.plane._scheduler.stats.depth == 0

@@ -270,8 +270,9 @@ def test_the_data_plane_rebuilds_what_was_lost_and_counts_it():
     worker = plane._scheduler._processes[0]
     stop(worker)
     with ThreadPoolExecutor(1) as pool:
+        until(lambda: worker._lane.asleep)
         running = pool.submit(plane.solve, call, caller())
-        until(lambda: plane._scheduler.stats.inflight == 1)
+        until(lambda: worker._asked)  # what was not asked yet would be asked of the next process
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(ProcessLostError):
             running.result(PATIENCE)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from scipy import sparse
@@ -15,6 +15,7 @@ from backsolve_service.context import CallContext
 from backsolve_service.engine.base import Factor, FactorSpec
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
+from backsolve_service.scheduling.lane import Job
 from backsolve_service.scheduling.scheduler import Scheduler
 
 SUPERLU = FactorSpec("superlu", None, "float64", "cpu")
@@ -53,15 +54,33 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class Hold(Job):
+    """Does nothing until it is let go."""
+
+    key = None
+    columns = max_columns = nbytes = 0
+
+    def __init__(self, gate: threading.Event, quick: bool) -> None:
+        self.gate, self.quick, self.born = gate, quick, time.perf_counter()
+
+    def run(self, mates: Sequence[Job]) -> None:
+        assert self.gate.wait(PATIENCE)
+
+    def fail(self, error: BaseException) -> None:
+        self.gate.set()
+
+
 @contextmanager
 def held_up(scheduler: Scheduler, workers: int = 1) -> Iterator[None]:
-    """Keep every worker busy while the block runs, so that what is asked for meanwhile waits."""
+    """Keep both threads of some workers busy while the block runs, so that what is asked for meanwhile waits."""
     gate = threading.Event()
-    futures = [scheduler.order(lambda: gate.wait(PATIENCE)) for _ in range(workers)]
+    for _ in range(workers):
+        worker = scheduler._place(scheduler._threads)
+        for quick in (False, True):
+            scheduler._enter(worker, Hold(gate, quick), None)
     try:
-        until(lambda: scheduler.stats.inflight == workers)
+        until(lambda: scheduler.stats.inflight == 2 * workers)
         yield
     finally:
         gate.set()
-        for future in futures:
-            future.result(PATIENCE)
+        until(lambda: scheduler.stats.inflight == 0 or scheduler.stats.depth > 0)

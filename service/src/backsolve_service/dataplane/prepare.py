@@ -244,7 +244,7 @@ class Preparer:
         made = self._cache.get_factor(
             entry,
             spec,
-            lambda: self._scheduler.order_update(under.ref, operand, spec),
+            lambda: self._scheduler.order_update(under.ref, operand, spec, tenant=entry.tenant),
             context,
             predicted_nbytes(operand),
             (entry.pattern.base, under.built_as),
@@ -321,7 +321,9 @@ class Preparer:
         factor = self._cache.get_factor(
             entry,
             choice.spec,
-            lambda: self._scheduler.order_factor(symbolic.value, entry.operand, choice.spec, here=here),
+            lambda: self._scheduler.order_factor(
+                symbolic.value, entry.operand, choice.spec, tenant=entry.tenant, here=here
+            ),
             context,
             self._predicted_bytes(entry, choice, symbolic.value),
         )
@@ -355,7 +357,7 @@ class Preparer:
 
     def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef], *, here: bool) -> Order[Symbolic]:
         self._telemetry.count("analyses")
-        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern, here=here)
+        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern, tenant=entry.tenant, here=here)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":

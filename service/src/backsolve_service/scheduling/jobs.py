@@ -20,6 +20,12 @@ from .threads import delivered
 from .ticket import Ticket
 from .worker import FactorRef
 
+QUICK_BYTES = 64 << 20
+"""Bytes of a factor times columns up to which a solve is quick (some 10 to 30 ms)."""
+
+_BLOCK_BYTES = 4 << 30
+"""Likewise of a whole block (some 0.2 s, since its columns share the reading of the factor)."""
+
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -40,8 +46,9 @@ class Task(Job, Generic[T]):
     columns = 0
     max_columns = 0
 
-    def __init__(self, work: Callable[[], T], promise: Promise[Made[T]], nbytes: int = 0) -> None:
+    def __init__(self, work: Callable[[], T], promise: Promise[Made[T]], nbytes: int = 0, tenant: str = "") -> None:
         self._work: Callable[[], T] | None = work
+        self.tenant = tenant
         self._promise = promise
         self.nbytes = nbytes
         self.born = perf_counter()
@@ -118,7 +125,10 @@ class Solve(Job):
     ) -> None:
         self.ticket: Ticket[Solved] = Ticket()
         self.columns = rhs.shape[-1]
-        self.max_columns = ref.max_columns
+        self.quick = ref.direct and instead is None and ref.nbytes * self.columns <= QUICK_BYTES
+        # So that no block takes long, whatever its method gains by width.
+        self.max_columns = min(ref.max_columns, max(_BLOCK_BYTES // max(ref.nbytes, 1), 1))
+        self.tenant = context.tenant
         self.nbytes = rhs.nbytes
         self.born = perf_counter()
         self.key = block_key(ref, rhs, trans, controls, instead)

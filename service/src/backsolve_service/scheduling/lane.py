@@ -1,10 +1,9 @@
-"""A lane: one long-lived thread that runs jobs in the order in which they came, several as one where they may."""
+"""A lane: one long-lived thread that runs jobs, fairly among tenants, in their order, several as one where they may."""
 
 import atexit
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from time import perf_counter
 from typing import final
@@ -12,6 +11,7 @@ from typing import final
 from backsolve.errors import DrainingError
 
 from .backlog import Backlog
+from .fair import FairQueue
 from .threads import delivered, keep_thread_dict
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,12 @@ class Job(ABC):
         max_columns: widest block that it may be part of.
         nbytes: what it holds while it waits and runs.
         born: `time.perf_counter()` when it was ordered.
+        tenant: for whom it is; a lane's time is shared out fairly among tenants.
+        quick: it takes some milliseconds at most, and is not to wait for what takes longer.
     """
 
+    tenant: str = ""
+    quick: bool = False
     key: Hashable | None
     columns: int
     max_columns: int
@@ -75,8 +79,7 @@ class Lane:
         self._lent = False
         self._begun: Job | None = None  # on a caller's thread, and deferred
         self._closed = False
-        self._queue: OrderedDict[Job, None] = OrderedDict()
-        self._mates: dict[Hashable, OrderedDict[Job, None]] = {}
+        self._queue: FairQueue[Job] = FairQueue()
         self._unwanted: list[int] = []
         self._busy = 0
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
@@ -103,9 +106,7 @@ class Lane:
         with self._mutex:
             if self._closed:
                 raise DrainingError("the service has shut down: ask another replica", retry_after=1.0)
-            self._queue[job] = None
-            if job.key is not None:
-                self._mates.setdefault(job.key, OrderedDict())[job] = None
+            self._queue.push(job)
             wake, self._asleep = self._asleep, False
         if wake:
             self._sleep.release()
@@ -147,7 +148,7 @@ class Lane:
         with self._mutex:
             if job not in self._queue:
                 return
-            self._take(job)
+            self._queue.remove(job)
         self._backlog.withdrawn(job.nbytes)
 
     def discard(self, number: int) -> None:
@@ -177,7 +178,7 @@ class Lane:
         with self._mutex:
             left = list(self._queue)
             for job in left:
-                self._take(job)
+                self._queue.remove(job)
         for job in left:
             self._backlog.withdrawn(job.nbytes)
             job.fail(DrainingError("the service shut down before this call began", retry_after=1.0))
@@ -216,6 +217,7 @@ class Lane:
     def _run(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         """Run one block, on whichever thread has the turn."""
         nbytes = sum(job.nbytes for job in jobs)
+        began = perf_counter()
         try:
             if not again:
                 self._backlog.started(len(jobs), perf_counter() - jobs[0].born)
@@ -231,6 +233,8 @@ class Lane:
             if ends:  # Ctrl-C, for one: it was meant for the thread that the job ran on, which is the caller's
                 raise
         finally:
+            with self._mutex:
+                self._queue.charge(jobs[0].tenant, perf_counter() - began)
             if self._begun is None:
                 self._backlog.ended(len(jobs), nbytes)
 
@@ -253,26 +257,14 @@ class Lane:
 
     def _block(self) -> list[Job]:
         """The first job, and those of its key that fit beside it; the mutex is held."""
-        if not self._queue:
+        first = self._queue.pop()
+        if first is None:
             return []
-        first = next(iter(self._queue))
-        self._take(first)
         jobs, columns = [first], first.columns
-        waiting = self._mates.get(first.key) if first.key is not None else None
-        while waiting:
-            mate = next(iter(waiting))
+        for mate in self._queue.mates(first):
             columns += mate.columns
             if columns > first.max_columns:
                 break
-            self._take(mate)
+            self._queue.remove(mate)
             jobs.append(mate)
         return jobs
-
-    def _take(self, job: Job) -> None:
-        """Remove a job from both queues; the mutex is held."""
-        del self._queue[job]
-        if job.key is not None:
-            waiting = self._mates[job.key]
-            del waiting[job]
-            if not waiting:
-                del self._mates[job.key]

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
@@ -350,17 +351,24 @@ class ProcessWorker(Worker):
         """Ask on a caller's thread, which must be free to leave: a reply that is late is the worker's to wait for.
 
         Raises:
-            Deferred: there is no reply yet, or the process has ended, which the worker will see.
+            Deferred: there is no reply yet, or the process has ended, which the worker will see and tell.
         """
         try:
-            child.cancel(False)
-            child.channel.send(request, arrays)
-            if child.channel.readable(_LENT_SECONDS):
-                return child.channel.receive()
+            try:
+                child.cancel(False)
+                child.channel.send(request, arrays)
+            except (OSError, EOFError) as error:
+                raise Deferred from error  # nothing was asked: the next process may be
             self._asked = True
-        except (OSError, EOFError) as error:
-            raise Deferred from error
+            with suppress(OSError, EOFError):
+                if child.channel.readable(_LENT_SECONDS):
+                    reply = child.channel.receive()
+                    self._asked = False
+                    return reply
+        except Deferred:
+            raise
         except BaseException:  # an interrupt: nobody knows how much was sent or read
+            self._asked = False
             child.kill()
             raise
         raise Deferred
@@ -394,7 +402,7 @@ class ProcessWorker(Worker):
             if child is None or not child.alive:
                 raise Deferred
             return child
-        if child is not None and not child.alive:
+        if child is not None and not self._asked and not child.alive:
             self._lose(child, "crash")
             child = None
         if child is None:

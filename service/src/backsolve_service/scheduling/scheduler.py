@@ -138,7 +138,7 @@ class Scheduler:
             Exception: what the job raised.
         """
         ticket: Ticket[Made[T]] = Ticket()
-        return self._ask(self._place(self._threads), Task(job, ticket, nbytes), ticket, context).value
+        return self._ask(self._place(self._threads), Task(job, ticket, nbytes, context.tenant), ticket, context).value
 
     def build(
         self,
@@ -188,20 +188,24 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether a thread sleeps whose turn a caller could take."""
-        return any(worker.asleep for worker in self._threads)
+        return any(worker.idle for worker in self._threads)
 
-    def order_analysis(self, spec: FactorSpec, pattern: AnyPattern, *, here: bool = False) -> "Order[Symbolic]":
+    def order_analysis(
+        self, spec: FactorSpec, pattern: AnyPattern, *, tenant: str = "", here: bool = False
+    ) -> "Order[Symbolic]":
         """Have the method of `spec` analyse a pattern, where the method belongs; otherwise as `order`.
 
-        With `here` it is done on the calling thread, if the worker sleeps and is itself a thread.
+        Whose time it takes is said by `tenant`. With `here` it is done on the calling thread, if the
+        worker builds nothing and is itself a thread.
         """
         order: Order[Symbolic] = Order()
         worker = self._place(self._home(spec))
-        self._order(worker, Task(lambda: worker.analyze(spec, pattern, order.wanted), order), order, here=here)
+        task = Task(lambda: worker.analyze(spec, pattern, order.wanted), order, tenant=tenant)
+        self._order(worker, task, order, here=here)
         return order
 
     def order_factor(
-        self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, *, here: bool = False
+        self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, *, tenant: str = "", here: bool = False
     ) -> "Order[FactorRef]":
         """Have a matrix factorized where its method belongs, and the factor left there; as `order_analysis`."""
         order: Order[FactorRef] = Order()
@@ -212,17 +216,20 @@ class Scheduler:
             self._observer.factorized(spec.method, ref.pivots)
             return ref
 
-        self._order(worker, Task(work, order), order, here=here)
+        self._order(worker, Task(work, order, tenant=tenant), order, here=here)
         return order
 
-    def order_update(self, base: FactorRef, operand: Operand, spec: FactorSpec) -> "Order[FactorRef]":
+    def order_update(
+        self, base: FactorRef, operand: Operand, spec: FactorSpec, *, tenant: str = ""
+    ) -> "Order[FactorRef]":
         """Have an update prepared where the factor of S is, and left there; otherwise as `order`.
 
         It is no factorization, and not counted as one.
         """
         order: Order[FactorRef] = Order()
         worker = base.worker
-        self._order(worker, Task(lambda: worker.update(base, operand, spec, order.wanted), order), order)
+        task = Task(lambda: worker.update(base, operand, spec, order.wanted), order, tenant=tenant)
+        self._order(worker, task, order)
         return order
 
     def solve(

@@ -1,6 +1,6 @@
 """Workers: they own their factors, and everything that is done with them.
 
-A factor is born and freed by its worker. SuperLU demands it (memory it took on one thread cannot
+A factor is born and freed on one thread of its worker. SuperLU demands it (memory it took on one thread cannot
 be given back on another, and dies with the thread), and it leaves room for workers that are
 processes (`process.py`). It is solved with by its worker or, while that one sleeps, by a caller
 that takes its turn.
@@ -10,6 +10,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import ClassVar, final
 
 from backsolve.errors import NeedMatrixError
@@ -100,7 +101,12 @@ class Worker(ABC):
 
     @property
     def asleep(self) -> bool:
-        """Whether `lend` would succeed now."""
+        """Whether `lend` of something quick would succeed now."""
+        return False
+
+    @property
+    def idle(self) -> bool:
+        """Whether `lend` of a build would succeed now."""
         return False
 
     @abstractmethod
@@ -185,9 +191,18 @@ class Worker(ABC):
         """
 
 
+def do_nothing() -> None:
+    """What a thread that owns nothing does at its end."""
+
+
 @final
 class ThreadWorker(Worker):
-    """A thread of this process, for libraries that release the interpreter's lock."""
+    """Two threads of this process, for libraries that release the interpreter's lock.
+
+    One builds, frees, and does whatever takes long; the other is for quick solves, which would
+    otherwise wait for a factorization that they have nothing to do with. Where both have work, the
+    operating system shares the processors out.
+    """
 
     shares_memory = True
 
@@ -196,29 +211,36 @@ class ThreadWorker(Worker):
         self._ids = itertools.count(1)
         self._held_bytes = 0
         self._freed_bytes = 0
-        self._lane = Lane(name, backlog, self._drop, self._factors.clear)
+        self._doomed: dict[int, Factor] = {}
+        self._builds = Lane(name, backlog, self._drop, self._end)
+        self._solves = Lane(f"{name}-solves", backlog, self._part_with, do_nothing)
 
     @property
     def load(self) -> tuple[int, int]:
         """(jobs that wait or run, bytes of factors)."""
-        return (self._lane.jobs, self._held_bytes)
+        return (self._builds.jobs + self._solves.jobs, self._held_bytes)
 
     @property
     def asleep(self) -> bool:
-        """Its thread sleeps."""
-        return self._lane.asleep
+        """Nothing quick waits or runs."""
+        return self._solves.asleep
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is built."""
+        return self._builds.asleep
 
     def post(self, job: Job) -> None:
         """Queue a job."""
-        self._lane.post(job)
+        self._lane(job).post(job)
 
     def lend(self, job: Job) -> bool:
-        """Run a job on the calling thread, if the worker's own sleeps."""
-        return self._lane.lend(job)
+        """Run a job on the calling thread, if the worker's own for its kind sleeps."""
+        return self._lane(job).lend(job)
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
-        self._lane.withdraw(job)
+        self._lane(job).withdraw(job)
 
     def analyze(self, spec: FactorSpec, pattern: AnyPattern, wanted: Wanted) -> Symbolic:
         """What the method prepares from a pattern; no thread can be stopped, so it is finished in any case."""
@@ -282,7 +304,7 @@ class ThreadWorker(Worker):
 
     def free(self, ref: FactorRef) -> None:
         """Let a factor go before the next job begins."""
-        self._lane.discard(ref.id)
+        self._solves.discard(ref.id)
 
     def move(self, ref: FactorRef, device: str) -> None:
         """No factor of a thread lies on a device: each device has a process."""
@@ -290,11 +312,29 @@ class ThreadWorker(Worker):
 
     def close(self, timeout: float) -> bool:
         """Run what waits, free every factor, end."""
-        return self._lane.close(timeout)
+        until = monotonic() + timeout
+        ended = self._solves.close(timeout)
+        return self._builds.close(max(until - monotonic(), 0.0)) and ended
+
+    def _lane(self, job: Job) -> Lane:
+        return self._solves if job.quick else self._builds
+
+    def _part_with(self, numbers: Sequence[int]) -> None:
+        """On the thread of the solves, none of which runs now: none will find these factors any more."""
+        for number in numbers:
+            factor = self._factors.pop(number, None)
+            if factor is not None:
+                self._doomed[number] = factor
+            del factor
+            self._builds.discard(number)
+
+    def _end(self) -> None:
+        self._factors.clear()
+        self._doomed.clear()
 
     def _drop(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            factor = self._factors.pop(number, None)
+            factor = self._doomed.pop(number, None)
             if factor is not None:
                 self._held_bytes -= factor.nbytes
                 self._freed_bytes += factor.nbytes
