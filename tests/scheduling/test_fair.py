@@ -117,7 +117,7 @@ def test_what_is_remembered_of_tenants_is_bounded() -> None:
             first = queue.pop()
             assert first is not None
             queue.charge(first.tenant, 0.001)
-        assert len(queue._used) <= 2 * len(queue._jobs) + 9
+        assert len(queue._used) <= len(queue._jobs) + 513
 
 
 # -- on workers -------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ class Waiting(Protocol):
     key: Hashable | None
 
 
+_REMEMBERED = 256
+"""Tenants that wait for nothing now, and of whom is still known what they had."""
+
 J = TypeVar("J", bound=Waiting)
 
 
@@ -97,6 +100,9 @@ class FairQueue(Generic[J]):
             self._used.clear()  # nobody has waited for it
             return
         self._used[tenant] = max(self._used.get(tenant, 0.0), self._clock) + seconds
-        if len(self._used) > 2 * len(self._jobs) + 8:
-            # Whoever waits for nothing and is behind the clock would start level with it anyway.
-            self._used = {t: u for t, u in self._used.items() if u > self._clock or t in self._jobs}
+        if len(self._used) > len(self._jobs) + 2 * _REMEMBERED:
+            # Whoever waits for nothing and is behind the clock would start level with it anyway; of the others
+            # those that are furthest ahead matter most.
+            ahead = [each for each, used in self._used.items() if used > self._clock and each not in self._jobs]
+            kept = {*self._jobs, *sorted(ahead, key=self._used.__getitem__)[-_REMEMBERED:]}
+            self._used = {each: used for each, used in self._used.items() if each in kept}
