@@ -1,8 +1,11 @@
 """Unix sockets: who may connect, what is left behind, and what is never taken from another process."""
 
+import gc
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +15,8 @@ import pytest
 
 from backsolve import Client
 from backsolve.errors import UnauthenticatedError, UnreachableError
+from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
+from backsolve_service.grpc.server import GrpcConfig, GrpcServer
 from backsolve_service.unixsocket import SocketFile
 from support.servers import ServerProcess
 
@@ -94,6 +99,54 @@ def test_the_successors_socket_is_not_removed(tmp_path: Path) -> None:
         assert path.exists()
 
 
+def test_grpc_does_not_remove_its_successors_socket(tmp_path: Path) -> None:
+    """On its own account gRPC unlinks, when it ends, what it was told to bind, whosever it is by then."""
+    path = tmp_path / "s"
+    plane = DataPlane(PlaneConfig(workers=1))
+    first = GrpcServer(plane, GrpcConfig(unix=SocketFile(path, 0o600)))
+    first.start()
+    path.unlink()
+    with SocketFile(path, 0o600).listen():
+        first.stop(0)
+        del first
+        for _ in range(20):
+            gc.collect()
+            assert path.exists()
+            time.sleep(0.05)
+    plane.close()
+
+
+def test_nothing_is_left_of_a_socket_that_could_not_be_made(tmp_path: Path) -> None:
+    class MineError(Exception):
+        pass
+
+    def fail() -> None:
+        with SocketFile(tmp_path / "s", 0o600).claimed() as place, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            raise MineError
+
+    with pytest.raises(MineError):
+        fail()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_system_without_unix_sockets_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with Client("unix:/run/s", timeout=5.0) as client, pytest.raises(UnreachableError, match="no Unix sockets"):
+        client.info()
+
+
+def test_the_client_loads_where_there_are_no_descriptors_to_share() -> None:
+    script = "import sys; sys.modules['fcntl'] = None; import os; del os.memfd_create\n"
+    script += (
+        "from backsolve._transports.shared import SharedMemory; from backsolve._transports import discover, http\n"
+    )
+    script += "assert not SharedMemory('/run/s').connect()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "no sealed anonymous memory" in done.stderr
+
+
 def test_the_callers_umask_is_kept(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -118,12 +171,12 @@ def test_two_that_start_at_once_do_not_take_each_others_socket(tmp_path: Path) -
 
     racer = threading.Thread(target=second)
     with socket.socket(socket.AF_UNIX) as listener:
-        with SocketFile(path, 0o600).claimed():
+        with SocketFile(path, 0o600).claimed() as place:
             assert not path.exists()
             racer.start()
             racer.join(0.3)
             assert racer.is_alive()
-            listener.bind(str(path))
+            listener.bind(str(place))
             listener.listen()
         racer.join(60)
         assert refusals == ["another process listens there"]

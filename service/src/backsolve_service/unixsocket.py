@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Iterator
@@ -38,21 +39,29 @@ class SocketFile:
             pass
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self) -> Iterator[Path]:
         """Around making the socket, until it listens: nobody else is here, what was left behind is gone.
 
         A socket that nobody listens on was left by a process that was killed, and is removed. Whatever
         binds within gets the right permissions from the first moment.
 
+        Returns:
+            Where to bind. It is moved to its path when it listens: gRPC removes what it finds, when it ends,
+            where it was told to bind, and that must not be the socket of its successor.
+
         Raises:
             OSError: somebody listens there, something else is there, or the folder cannot be used.
         """
         with self._alone():
+            place = self.path.with_name(f".{secrets.token_hex(3)}")
             before = os.umask(0o777 & ~self._mode)
             try:
-                yield
+                yield place
+                place.rename(self.path)
             finally:
                 os.umask(before)
+                with contextlib.suppress(OSError):
+                    place.unlink()
             self._identity = _identity(self.path)
 
     def listen(self, kind: int = socket.SOCK_STREAM, backlog: int = 128) -> socket.socket:
@@ -61,10 +70,10 @@ class SocketFile:
         Raises:
             OSError: as `claimed`.
         """
-        listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+        listener = socket.socket(socket.AF_UNIX, kind)
         try:
-            with self.claimed():
-                listener.bind(str(self.path))
+            with self.claimed() as place:
+                listener.bind(str(place))
                 listener.listen(backlog)
         except OSError:
             listener.close()

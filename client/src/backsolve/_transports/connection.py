@@ -4,6 +4,7 @@
 in one gathered write, and a reply is read by `reply.py` straight into the array that will be x.
 """
 
+import errno
 import http.client
 import select
 import socket
@@ -40,6 +41,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect; a full backlog of the listener counts as no answer."""
+        if not hasattr(socket, "AF_UNIX"):
+            raise OSError(errno.EAFNOSUPPORT, "this system has no Unix sockets; use http://")
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

@@ -4,7 +4,6 @@ A slot is free again when nothing refers to it any more, a view of it included, 
 one stays good for as long as anybody holds it.
 """
 
-import fcntl
 import mmap
 import os
 from collections import deque
@@ -64,6 +63,8 @@ class Region:
         self.retired = False
         self.returned: deque[tuple[int, int]] = deque()
         self._holes: list[tuple[int, int]] = [(0, size)]
+        import fcntl  # noqa: PLC0415  (systems that lack it must still be able to load the client)
+
         self.descriptor = os.memfd_create("backsolve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # Taken now: memory that is missing later would end the process that touches it.

@@ -171,8 +171,8 @@ def _listen_unix(server: Any, file: SocketFile) -> None:
     Raises:
         OSError: it is taken, or cannot be made.
     """
-    with file.claimed():
+    with file.claimed() as place:
         try:
-            server.add_insecure_port(f"unix:{file.path}")
+            server.add_insecure_port(f"unix:{place}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on {file.path} for gRPC") from error
