@@ -267,6 +267,7 @@ def test_a_late_answer_is_written_nowhere() -> None:
         transport.close()
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_keeps_what_it_has_seen(transport: HttpTransport, memory: SharedMemory) -> None:
     """The parent lets go of an array and goes on: what the child still holds must not be written over."""
     b = empty(memory, 3000)
