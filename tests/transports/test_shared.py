@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -264,6 +265,32 @@ def test_a_late_answer_is_written_nowhere() -> None:
         go_on.set()
         assert (call(transport, np.zeros(3000)) == 0.0).all()  # on the only thread, after the late one
         assert all((array == 5.0).all() for array in everything)
+        transport.close()
+
+
+def test_memory_that_cannot_be_taken_back_is_never_used_again() -> None:
+    """The control socket fails while a call is under way that is then given up."""
+    go_on = threading.Event()
+
+    def answer(solve: SolveCall, _: CallContext) -> SolveReply:
+        if solve.rhs[0] == 1.0:
+            assert memory._socket is not None
+            memory._socket.shutdown(socket.SHUT_RDWR)
+            assert go_on.wait(60)
+        return SolveReply(solve.rhs, CERTIFICATE)
+
+    with sharing(ToldPlane(answer), max_threads=1) as server:
+        memory = server.memory()
+        transport = server.transport(memory)
+        kept = empty(memory, 3000)
+        kept[:] = 3.0
+        with pytest.raises(DeadlineError):
+            call(transport, np.ones(3000), timeout=0.2)
+        (region,) = memory._regions
+        go_on.set()
+        fresh = [empty(memory, 3000) for _ in range(600)]
+        assert not any(region.holds(array.__array_interface__["data"][0], 1) for array in fresh)
+        assert (call(transport, kept) == 3.0).all()
         transport.close()
 
 

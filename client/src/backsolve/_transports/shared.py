@@ -31,6 +31,9 @@ LEAST_BYTES = 256 << 10
 _LEAST_REGION = 16 << 20
 _GRAIN = 2 << 20
 _PATIENCE_SECONDS = 5.0
+_REVOKE_SECONDS = 1.0
+"""How long a call that was given up waits to hear that its memory is free; else that memory is given up too."""
+
 _RETRY_SECONDS = 5.0
 
 _log = logging.getLogger("backsolve")
@@ -138,7 +141,7 @@ class SharedMemory:
             if region.handle == handle:
                 region.handle = None
                 try:
-                    self._ask({"release": handle})
+                    self._ask({"release": handle}, patience=_REVOKE_SECONDS)
                 except (OSError, BacksolveError):
                     self._disconnect()
                 else:
@@ -183,9 +186,9 @@ class SharedMemory:
             self._give_up("this system has no sealed anonymous memory")
             return False
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(_PATIENCE_SECONDS)
         self._socket = connection
         try:
+            connection.settimeout(_PATIENCE_SECONDS)
             connection.connect(self._path)
             greeting = self._ask({"hello": wire.VERSION, **({} if self._token is None else {"token": self._token})})
             self._most_bytes, self._most_regions = int(greeting["bytes"]), int(greeting["regions"])
@@ -213,9 +216,12 @@ class SharedMemory:
             self._said = True
             _log.warning("memory is not shared with the server, calls go over HTTP alone: %s", reason)
 
-    def _ask(self, question: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
+    def _ask(
+        self, question: dict[str, Any], descriptor: int | None = None, patience: float = _PATIENCE_SECONDS
+    ) -> dict[str, Any]:
         if self._socket is None:
             raise ConnectionError("not connected")
+        self._socket.settimeout(patience)
         packet = wire.write_packet(question)
         if descriptor is None:
             self._socket.send(packet)
