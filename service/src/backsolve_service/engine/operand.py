@@ -81,7 +81,9 @@ class Operand:
                 table = np.array([self.pattern.kind.norms(parts) for parts in self.wide]).reshape(-1, 2)
             else:
                 size = np.abs(self.wide_values).reshape(-1, self.m, self.n)
-                table = np.stack([size.sum(axis=1).max(axis=1), size.sum(axis=2).max(axis=1)], axis=1)
+                # Sums as products with ones: BLAS reads memory faster than a reduction does.
+                columns = (np.ones((1, self.m)) @ size).max(axis=(1, 2))
+                table = np.stack([columns, (size @ np.ones((self.n, 1))).max(axis=(1, 2))], axis=1)
         # A norm beyond the largest double would make every backward error look like zero.
         return np.minimum(table, _MAX)
 

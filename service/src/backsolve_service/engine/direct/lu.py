@@ -1,4 +1,4 @@
-"""Dense LU with partial pivoting (torch: LAPACK getrf, or cuSOLVER on a CUDA device)."""
+"""Dense LU with partial pivoting: SciPy's LAPACK for one matrix on the host, else torch (batches, cuSOLVER)."""
 
 from dataclasses import dataclass
 from typing import final
@@ -9,10 +9,12 @@ from backsolve.errors import InvalidPatternError
 from backsolve.pattern import AnyPattern, DensePattern
 
 from ..base import Factor, FactorSpec, Solver, Symbolic
+from ..device import CPU
 from ..faults import finite_statuses
 from ..operand import Operand
 from .dense import DenseSymbolic, memory_guard, values_tensor
 from .dense_factor import Form, dense_factor, record_zero_pivots
+from .host_lu import factorize_on_host
 from .mixed import factorize_mixed, is_mixed
 
 
@@ -54,6 +56,8 @@ class DenseLu(Solver):
         symbolic.check(operand)
         if is_mixed(operand, spec):
             return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
+        if spec.device == CPU and operand.batch is None and operand.n:
+            return factorize_on_host(operand)
         statuses = finite_statuses(operand)
         with memory_guard(spec.device):
             lu, pivots, info = torch.linalg.lu_factor_ex(values_tensor(operand, statuses, spec.device))
