@@ -1,7 +1,7 @@
 """One HTTP request and its reply, at the level of ASGI messages.
 
 Bodies are read into a single buffer sized from a checked Content-Length, and replies leave in
-slices of 1 MiB: the event loop only moves bytes, it never parses, hashes or joins bulk.
+slices of 4 MiB: the event loop only moves bytes, it never parses, hashes or joins bulk.
 """
 
 import asyncio
@@ -17,13 +17,14 @@ from backsolve._rest.body import aligned
 from backsolve.errors import InvalidOptionError, MalformedError, PayloadTooLargeError
 
 from ..context import new_request_id
+from .bulk import EXTENSION, LEAST_BYTES, Into
 from .problems import PROBLEM_TYPE, Problem, problem_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SLICE = 1 << 20
+SLICE = 4 << 20
 STALL_SECONDS = 60.0
 """A body of which nothing arrives for this long is given up: its buffer is needed by others."""
 
@@ -135,8 +136,13 @@ class Exchange:
         view = buffer.data
         position = 0
         loop = asyncio.get_running_loop()
+        into: Into | None = self.scope.get("extensions", {}).get(EXTENSION)
         try:
             async with asyncio.timeout(STALL_SECONDS) as patience:
+
+                def came(_: int) -> None:
+                    patience.reschedule(loop.time() + STALL_SECONDS)
+
                 while self._unread:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
@@ -147,7 +153,10 @@ class Exchange:
                         raise MalformedError("the body is longer than its Content-Length")
                     view[position:end] = chunk
                     position = end
-                    patience.reschedule(loop.time() + STALL_SECONDS)
+                    came(position)
+                    if into is not None and size - position >= LEAST_BYTES:
+                        position += await into(view[position:], came)
+                        self._unread = False
         except TimeoutError:
             raise MalformedError(f"no more of the body arrived for {STALL_SECONDS:g} s: send it again") from None
         if position != size:

@@ -16,6 +16,7 @@ import uvicorn
 from ..sharing.registry import Registry
 from ..unixsocket import SocketFile
 from .app import create_app
+from .bulk import BulkProtocol
 from .handlers import Handlers
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _uvicorn(app: Any, tls: dict[str, Any]) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=BulkProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
