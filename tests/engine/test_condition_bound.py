@@ -55,6 +55,42 @@ def test_a_consistent_b_does_not_hide_a_singular_matrix(method, layout, dtype):
     assert seen >= 2
 
 
+def dependent(rng, n):
+    """Singular matrices that only rounding makes invertible, three ways."""
+    full = rng.standard_normal((n, n))
+    twice, summed = full.copy(), full.copy()
+    twice[3] = twice[1]
+    summed[3] = summed[1] + summed[2]
+    return twice, summed, full[:, :-2] @ rng.standard_normal((n - 2, n))
+
+
+@pytest.mark.parametrize(("method", "layout"), [(m, layout) for m, layout in DIRECT if ROWS[m].needs == "square"])
+@pytest.mark.parametrize("trans", ["N", "H"])
+def test_no_answer_of_a_singular_matrix_counts_as_good(method, layout, trans):
+    """Its x is huge and its backward error small, and its residual may be larger than b."""
+    rng = np.random.default_rng(60_417_229)
+    seen = 0
+    for n in (10, 10, 10, 10, 10, 10, 40, 40, 40, 120, 120):
+        for a in dependent(rng, n):
+            b = rng.standard_normal((n, 1))
+            try:
+                f = made(method, layout, a)
+            except SingularMatrixError:
+                continue
+            seen += 1
+            assert answer(f, b, trans, Controls()).statuses != ((Status.OK,),)
+            assert answer(f, np.hstack([b, b]), trans, Controls()).statuses != ((Status.OK,) * 2,)
+    assert seen >= 10
+
+
+@pytest.mark.parametrize("method", ["banded", "superlu"])
+def test_a_large_mesh_in_single_precision_is_no_singular_matrix(method):
+    n = 2000
+    a = 2 * np.eye(n, dtype="float32") - np.eye(n, k=1, dtype="float32") - np.eye(n, k=-1, dtype="float32")
+    got = answer(made(method, "csr", a), np.ones((n, 1), dtype="float32"), "N", Controls())
+    assert got.statuses == ((Status.OK,),)
+
+
 @pytest.mark.parametrize("row", [row for row in TABLE if ROWS[row.method].direct and not row.on_device], ids=str)
 def test_it_is_a_bound_from_below(row):
     a = array(row.structure, "float64")

@@ -189,6 +189,27 @@ def test_a_batch_is_its_systems(embedded: Client, row, dtype):
                 )
 
 
+DEFINITE = [row for row in ONE_EACH if row.structure == "definite" and ROWS[row.method].definite]
+
+
+@pytest.mark.parametrize("row", DEFINITE, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_what_is_not_definite_leaves_the_rest_of_its_batch_alone(embedded: Client, row, dtype):
+    good = [array("definite", dtype, n=N, seed=seed) for seed in (300_718_271, 300_718_272)]
+    nonsymmetric, negative = good[0].copy(), good[0].copy()
+    nonsymmetric[0, 1] += 1
+    negative[4, 4] = -1
+    a = np.stack([good[0], -good[0], nonsymmetric, good[1], negative])
+    b = numbers((5, N, 2), dtype, 97_731_505)
+    got = embedded.solve_matrix(matrix(row.layout, a), b, make_options(**asked(row, "N", dtype)), on_failure="nan")
+    not_definite = Status.NOT_POSITIVE_DEFINITE
+    found = [element.status for element in got.stats.elements]
+    assert found == [Status.OK, not_definite, not_definite, Status.OK, not_definite]
+    for s in (0, 3):
+        np.testing.assert_allclose(got.x[s], np.linalg.solve(a[s], b[s]), rtol=0, atol=4 * TOLERANCE[dtype])
+    assert np.isnan(got.x[[1, 2, 4]]).all()
+
+
 @each_row
 def test_solves_are_counted_and_factorizations_are_one(embedded: Client, row):
     """Forward 1, gradient 1, Hessian-vector product 2 more; and one factor for the four of them."""

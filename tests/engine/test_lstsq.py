@@ -181,6 +181,21 @@ def test_zero_right_hand_sides_give_zero_and_bad_ones_spoil_no_other(method, lay
     assert np.isnan(got.x[:, 1]).all()
 
 
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+@pytest.mark.parametrize(("m", "n"), [(5, 3), (3, 5)])
+@each_dtype
+def test_a_matrix_of_zeros_has_the_shortest_minimiser_zero(layout, m, n, dtype):
+    """Nothing can be removed from b, and ||A|| is no divisor."""
+    a, b, g = np.zeros((m, n), dtype), numbers((m, 2), dtype, 88_310_274), numbers((n, 2), dtype, 88_310_275)
+    f = factor("lstsq_lsmr", of(layout, a))
+    for rhs, controls in ((b, Controls()), (g, Controls(cotangent=True))):
+        got = answer(f, rhs, "N", controls)
+        assert got.statuses == ((Status.OK,) * 2,)
+        assert not got.x.any()
+        assert not got.relative_residual.any()
+        assert not got.backward_error.any()
+
+
 @each_way
 def test_a_batch_has_a_status_a_system(method, layout):
     a = np.stack([array("tall", "complex64", seed) for seed in (88_123, 88_124, 88_125)])

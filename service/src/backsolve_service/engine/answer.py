@@ -239,8 +239,10 @@ class _Run:
         count, k = int(x.shape[0]), int(x.shape[2])
         unmet = self._unmet(evidence)
         hopeless = np.asarray(~np.isfinite(x).all(axis=1))
-        limit = 1 / epsilon(self.dtype)
-        unmet = unmet | (evidence.condition >= limit) | (self.known >= limit)
+        # The error of x is at most the condition times the backward error: from 1 on, no digit is certain. What an
+        # iterative method left of the residual is judged by its tolerance, and not once more here.
+        error = np.maximum(evidence.backward, epsilon(self.dtype)) if self.factor.direct else epsilon(self.dtype)
+        unmet = unmet | (np.maximum(evidence.condition, self.known) >= 1 / error)
         missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):

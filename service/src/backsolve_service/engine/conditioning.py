@@ -13,6 +13,7 @@ from backsolve.types import Array, Trans
 
 from .base import Controls, Factor
 from .direct.condition import condition_number, inverse_norm
+from .tolerance import epsilon
 
 
 @final
@@ -75,12 +76,14 @@ def lower_bound(factor: Factor) -> float:
     """What a factor says of its matrix's condition number, whatever is solved with it; 0 where it says nothing.
 
     A dense factor was asked when it was made. Any other direct factor of one matrix is asked here, once,
-    with one solve: with s the row sums of |A| and entries of v of 1.5 at most,
+    with one solve, rarely two: with s the row sums of |A| and entries of v of 1.5 at most,
 
         ||A⁻¹ (s v)||_∞ / 1.5  <=  || |A⁻¹| |A| ||_∞  <=  ||A⁻¹||_∞ ||A||_∞
 
     The number in the middle tells how far x may move when every entry of A is changed by a part of itself.
     It does not see how the rows are scaled, so that one row of 1e30 is not taken for a singular matrix.
+    One v may miss the worst by a large factor. Where it says that most digits are gone, a second solve gives
+    the whole row of |A⁻¹| |A| that it was largest in, which tells the singular from the merely bad.
 
     Source: Skeel, "Scaling for numerical stability in Gaussian elimination", J. ACM 26 (1979), section 2.
     """
@@ -105,8 +108,18 @@ def _probe(factor: Factor) -> float:
         given = (sums * np.where(signs, _LARGEST, _LARGEST / 3)).astype(operand.dtype)[:, None]
         if not np.isfinite(given).all():
             return 0.0  # sums out of range say nothing of the matrix
-        found = float(np.abs(_solved(factor, given, "N")).max()) / _LARGEST
+        answer = np.abs(_solved(factor, given, "N"))
+        found = float(answer.max()) / _LARGEST
+        if np.isfinite(found) and found >= _DOUBTFUL / epsilon(operand.dtype):
+            unit = np.zeros_like(given)
+            unit[np.argmax(answer)] = 1
+            whole = float(np.abs(_solved(factor, unit, "H"))[:, 0] @ sums)
+            found = max(found, whole) if np.isfinite(whole) else np.inf
     return found if np.isfinite(found) else float(np.finfo(np.float64).max)
+
+
+_DOUBTFUL = 1e-4
+"""Part of 1/ε from which the first probe is not enough: it has missed singular matrices by as much."""
 
 
 _SCRAMBLE = np.uint64(0x9E3779B97F4A7C15)

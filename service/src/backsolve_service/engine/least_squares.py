@@ -173,11 +173,13 @@ class _Run:
             top, bottom = top - step, bottom - under
         remainder = np.hypot(two(top), two(bottom))
         rest = self.operand.products(top, "H") + damp * bottom
-        normal = _over(two(rest) / norms, remainder)
+        normal = _over(_over(two(rest), norms), remainder)
         if correction is not None:
             normal = np.where(remainder > 0, normal, 0.0)
             return Measured(
-                _or_infinite(_over(moved, self.size) + normal), _or_infinite(_over(moved / norms, size) + normal), rest
+                _or_infinite(_over(moved, self.size) + normal),
+                _or_infinite(_over(_over(moved, norms), size) + normal),
+                rest,
             )
         plain = _over(remainder, self.size)
         backward = _over(remainder, norms * size + self.size)
@@ -196,7 +198,7 @@ class _Run:
         backward = _over(remainder, norms * (norms * two(lam)) + self.size)
         if not self.factor.independent:
             through = np.hypot(two(self.operand.products(rest, "N")), damp * remainder)
-            outside = _over(through / norms, remainder)
+            outside = _over(_over(through, norms), remainder)
             relative, backward = np.minimum(relative, outside), np.minimum(backward, outside)
         return Measured(_or_infinite(relative), _or_infinite(backward), rest)
 

@@ -43,7 +43,7 @@ def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Contro
     scale = math.sqrt(np.vdot(b, b).real)
     good = (
         backward <= direct_backward_error(operand.dtype)
-        and max(condition, known) < 1 / epsilon(operand.dtype)
+        and max(condition, known) < 1 / max(epsilon(operand.dtype), backward)
         and _asked(two, scale, controls)
     )
     return (two / scale, backward, condition) if good else None

@@ -287,7 +287,8 @@ def _check_named(structure: Structure, method: str, *, singular: bool) -> None:
             f"method {method!r} does not take a {kind} matrix: {cure}", option="method", method=method
         )
     other = "lu" if structure.dense else "superlu"
-    if row.needs == "definite" and not _definite(structure, singular=singular):
+    # Of a batch each system is judged by the method, and has a status of its own.
+    if row.needs == "definite" and not structure.batch and not _definite(structure, singular=singular):
         fault = "is not Hermitian" if not structure.hermitian else "has a diagonal entry that is not positive"
         raise NotPositiveDefiniteError(
             f"method {method!r} needs a Hermitian positive definite matrix, and this one {fault}: "
