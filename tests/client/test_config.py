@@ -2,7 +2,7 @@
 
 import pytest
 
-from backsolve.config import Endpoint, default_timeout, resolve
+from backsolve.config import Endpoint, default_timeout, resolve, resolve_all
 from backsolve.errors import InvalidOptionError
 
 
@@ -92,3 +92,50 @@ def test_the_default_timeout_comes_from_the_environment() -> None:
 def test_other_urls_are_refused_with_the_form(url: str) -> None:
     with pytest.raises(InvalidOptionError, match=r"URL"):
         resolve(url, environment={})
+
+
+def test_several_urls_name_replicas() -> None:
+    expected = (
+        Endpoint("http", "a", 8080, "t"),
+        Endpoint("grpc", "b", 1, "t"),
+        Endpoint("unix", token="t", path="/x,y"),
+    )
+    for urls in ("http://a, grpc://b:1,unix:/x,y", ["http://a", "grpc://b:1", "unix:/x,y"]):
+        assert resolve_all(urls, "t", environment={}) == expected
+    assert resolve_all(None, environment={"BACKSOLVE_URL": "http://a,http://b"}) == (
+        Endpoint("http", "a", 8080),
+        Endpoint("http", "b", 8080),
+    )
+    assert resolve_all(None, environment={}) == (Endpoint("embedded"),)
+
+
+def test_a_name_stands_for_its_addresses() -> None:
+    (named,) = resolve_all("dns+grpc://solvers", environment={})
+    assert named == Endpoint("dns+grpc", "solvers", 50051)
+    assert named.named
+    assert named.addressed("fd00::1") == Endpoint("grpc", "fd00::1", 50051)
+
+
+@pytest.mark.parametrize("url", ["http://a:1", "grpc://[::1]:2", "unix:/run/x", "dns+http://a:8080", "embedded"])
+def test_an_endpoint_says_its_url(url: str) -> None:
+    (endpoint,) = resolve_all(url, environment={})
+    assert endpoint.url == url
+
+
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        ([], "empty"),
+        (["http://a", ""], "empty"),
+        (["http://a", None], "list of URLs"),
+        ("http://a,http://a:8080", "once"),
+        (["http://a", "embedded"], "stand alone"),
+        ("http://a,dns+http://b", "stand alone"),
+        ("dns+https://a", "certificates"),
+        ("http://a,ftp://b", "begin with"),
+        ("http://a,b:8080", "its own scheme"),
+    ],
+)
+def test_urls_that_do_not_go_together(urls: object, words: str) -> None:
+    with pytest.raises(InvalidOptionError, match=words):
+        resolve_all(urls, environment={})

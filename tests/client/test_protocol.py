@@ -9,7 +9,8 @@ import pytest
 
 from backsolve._protocol import Exchange, Pause, Send, Step, Steps
 from backsolve._steps import Progress
-from backsolve._transports.base import InfoCall, PutCall, SolveCall
+from backsolve._transports.base import PutCall, SolveCall
+from backsolve.config import Endpoint
 from backsolve.errors import (
     BacksolveError,
     DeadlineError,
@@ -27,9 +28,11 @@ from backsolve.pattern import DensePattern
 from backsolve.retry import Allowance
 from backsolve.types import Options
 
+HERE = (Endpoint("http", "here", 1),)
+
 
 def ask(timeout: float | None = 30.0) -> Progress[Step, object]:
-    return Progress(Exchange(60.0).ask(InfoCall(), timeout))
+    return Progress(Exchange(HERE, 60.0).info(timeout))
 
 
 def sent(progress: Progress[Step, object]) -> Send:
@@ -66,8 +69,8 @@ def test_a_busy_server_is_asked_again_no_sooner_than_it_said_and_not_by_all_at_o
 
 def test_pauses_grow_and_are_drawn_from_nothing_up() -> None:
     draws = iter([0.5] * 12 + [0.0, 0.999])
-    exchange = Exchange(60.0, Allowance(chance=lambda: next(draws)))
-    progress, pauses = Progress(exchange.ask(InfoCall(), 1e6)), []
+    exchange = Exchange(HERE, 60.0, Allowance(chance=lambda: next(draws)))
+    progress, pauses = Progress(exchange.info(1e6)), []
     for _ in range(14):
         sent(progress)
         progress.fail(QueueFullError("full"))
@@ -105,7 +108,7 @@ def test_attempts_share_one_deadline() -> None:
 
 
 def test_a_server_that_never_answered_is_given_up_sooner() -> None:
-    exchange, matrix = Exchange(1e6), dense()
+    exchange, matrix = Exchange(HERE, 1e6), dense()
     stranger = begin(exchange, matrix)
     with pytest.raises(UnreachableError):  # noqa: PT012
         # It is no more than 5 s of pauses, which nobody waits for here: none may reach beyond that.
@@ -128,7 +131,7 @@ def test_no_deadline_hands_none_down() -> None:
 def test_only_what_is_missing_is_uploaded_and_the_call_repeated(
     missing: type[BacksolveError], values_only: bool
 ) -> None:
-    exchange, matrix = Exchange(60.0), dense()
+    exchange, matrix = Exchange(HERE, 60.0), dense()
     progress = begin(exchange, matrix)
     call = sent(progress).call
     progress.fail(missing("no"))
@@ -144,7 +147,7 @@ def test_only_what_is_missing_is_uploaded_and_the_call_repeated(
 
 
 def test_values_alone_may_come_too_late() -> None:
-    progress = begin(Exchange(60.0), dense())
+    progress = begin(Exchange(HERE, 60.0), dense())
     progress.fail(NeedValuesError("no"))
     progress.fail(NeedMatrixError("evicted meanwhile"))
     put = sent(progress).call
@@ -153,7 +156,7 @@ def test_values_alone_may_come_too_late() -> None:
 
 
 def test_a_matrix_that_is_always_lost_ends_the_call() -> None:
-    progress = begin(Exchange(60.0), dense())
+    progress = begin(Exchange(HERE, 60.0), dense())
     with pytest.raises(NeedMatrixError):  # noqa: PT012
         for _ in range(100):
             if isinstance(sent(progress).call, PutCall):
@@ -164,14 +167,14 @@ def test_a_matrix_that_is_always_lost_ends_the_call() -> None:
 
 def test_a_digest_that_the_server_denies_is_looked_into() -> None:
     matrix = dense()
-    progress = begin(Exchange(60.0), matrix)
+    progress = begin(Exchange(HERE, 60.0), matrix)
     progress.fail(NeedMatrixError("no"))
     progress.fail(Mismatch("damaged on the way, perhaps: once more"))
     matrix.values[0, 0] += 1.0
     with pytest.raises(MatrixChangedError):
         progress.fail(Mismatch("other"))
 
-    unchanged = begin(Exchange(60.0), dense())
+    unchanged = begin(Exchange(HERE, 60.0), dense())
     unchanged.fail(NeedMatrixError("no"))
     unchanged.fail(Mismatch("other"))
     with pytest.raises(Mismatch) as caught:
@@ -186,7 +189,7 @@ def test_a_failed_call_keeps_nothing_alive() -> None:
         pass
 
     def steps(operand: Operand) -> Steps[None]:
-        yield from Exchange(60.0).ask(InfoCall(), None)
+        yield from Exchange(HERE, 60.0).info(None)
         del operand
 
     operand = Operand()

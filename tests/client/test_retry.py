@@ -8,7 +8,7 @@ import pytest
 
 from backsolve._protocol import Exchange, Pause, Send
 from backsolve._steps import Progress
-from backsolve._transports.base import InfoCall
+from backsolve.config import Endpoint
 from backsolve.errors import BacksolveError, DrainingError, QueueFullError, RateLimitedError, UnreachableError
 from backsolve.retry import RETRIES_PER_SECOND, RETRY_RESERVE, RETRY_SHARE, Allowance
 
@@ -20,10 +20,12 @@ class World:
         self.now = 1000.0
         self.attempts = 0
         draws = np.random.default_rng(733_901_245)
-        self.exchange = Exchange(60.0, Allowance(lambda: self.now, lambda: float(draws.random())))
+        self.exchange = Exchange(
+            (Endpoint("http", "here", 1),), 60.0, Allowance(lambda: self.now, lambda: float(draws.random()))
+        )
 
     def begin(self, timeout: float = 30.0) -> Progress:
-        return Progress(self.exchange.ask(InfoCall(), timeout))
+        return Progress(self.exchange.info(timeout))
 
     def call(self, failure: Callable[[], BacksolveError | None], timeout: float = 30.0) -> None:
         """One call to its end, with nothing else going on."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .structured import Toeplitz as Toeplitz
     from .types import Certificate as Certificate
     from .types import Gradients as Gradients
+    from .types import ReplicaState as ReplicaState
     from .types import Solution as Solution
     from .types import Status as Status
 
@@ -42,6 +43,7 @@ _HOME = {
     "LowRankPlusDiagonal": "structured",
     "LowRankUpdate": "structured",
     "Pattern": "pattern",
+    "ReplicaState": "types",
     "Solution": "types",
     "Status": "types",
     "Toeplitz": "structured",
@@ -60,6 +62,7 @@ __all__ = [
     "LowRankPlusDiagonal",
     "LowRankUpdate",
     "Pattern",
+    "ReplicaState",
     "Solution",
     "Status",
     "Toeplitz",

@@ -1,34 +1,34 @@
 """What is sent during one call, and when: by digest first, the data only when it is missed, again when that can help.
 
-Nothing is sent here. A call is a generator that yields what has to be done next, a `Send`, a `Pause` or a `Warn`; it
+Nothing is sent here. A call is a generator that yields what has to be done next, such as a `Send` or a `Pause`; it
 is given the reply, or thrown the error, and returns the caller's answer. `_session.Session` does these steps and
 blocks, `_aio.session.AsyncSession` awaits them.
 """
 
-from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, final
 
+from ._fleet import Fleet, Replica
 from ._transports.base import Call, InfoCall, JvpCall, PutCall, SolveCall, SolveReply, StatsCall, VjpCall
 from .canonical import PatternMemo
+from .config import Endpoint
 from .errors import (
     BacksolveError,
+    BusyError,
     DigestMismatchError,
     MatrixChangedError,
     NeedMatrixError,
     NeedValuesError,
     PayloadTooLargeError,
+    UnreachableError,
 )
 from .fingerprint import fresh_ref
 from .matrix import Matrix
 from .retry import Allowance, Budget, Timeout, Unset
-from .types import MatrixRef, ServerInfo
+from .types import ReplicaState, ServerInfo
 
 T = TypeVar("T")
-
-_REMEMBERED: Final = 1024
-"""Matrices, and patterns, of which is known whether the server has them."""
 
 _UPLOADS_PER_CALL: Final = 4
 """A matrix that is evicted as often as this between its upload and its use does not fit the cache."""
@@ -37,10 +37,17 @@ _UPLOADS_PER_CALL: Final = 4
 @final
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `call`, and give back its reply or throw its error; `left` is its time in seconds, None without a limit."""
+    """Send `call`, and give back its reply or throw its error.
+
+    Attributes:
+        call: what is sent.
+        left: its time in seconds; None without a limit.
+        to: whom it is sent to.
+    """
 
     call: Call
     left: float | None
+    to: Replica
 
 
 @final
@@ -60,7 +67,23 @@ class Warn:
     category: type[Warning]
 
 
-Step = Send | Pause | Warn
+@final
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Give back the addresses of a name, as texts; throw `UnreachableError` when it has none."""
+
+    endpoint: Endpoint
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Close what carries calls to a replica that is gone."""
+
+    replica: Replica
+
+
+Step = Send | Pause | Warn | LookUp | Dismiss
 Steps = Generator[Step, Any, T]
 """A call in progress; what it is given after a `Send` is the reply of the transport's method for that call."""
 
@@ -70,97 +93,170 @@ class Exchange:
     """What a client keeps from call to call, whatever carries them. Thread-safe.
 
     Args:
+        endpoints: of the replicas.
         timeout: seconds for each call unless it says otherwise; None waits for ever.
         allowance: what may be repeated to overloaded servers.
 
     Attributes:
+        fleet: the replicas.
         memo: the patterns it has met last.
         uploads: how many matrices it has sent.
     """
 
-    def __init__(self, timeout: float | None, allowance: Allowance | None = None) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], timeout: float | None, allowance: Allowance | None = None
+    ) -> None:
         self.timeout = timeout
         self._allowance = allowance or Allowance()
+        self.fleet = Fleet(endpoints, self._allowance.clock, self._allowance.chance)
         self.memo = PatternMemo()
         self.uploads = 0
         self._met_before = False
-        self._news = News()
 
     def forget_locks(self) -> None:
         """In a forked child: locks may have been held by threads that are not here."""
         self.memo.forget_locks()
         self._allowance.forget_locks()
-
-    def ask(self, call: InfoCall | StatsCall, timeout: Timeout) -> Steps[Any]:
-        """A call that is about no matrix."""
-        return _persist(call, self._budget(timeout))
+        self.fleet.forget_locks()
 
     def info(self, timeout: Timeout) -> Steps[ServerInfo]:
         """`Client.info`."""
-        return self.ask(InfoCall(), timeout)
+        budget = self._budget(timeout)
+        found: ServerInfo = yield from self._somewhere(None, lambda to: _persist(InfoCall(), budget, to), budget)
+        return found
 
     def stats(self, timeout: Timeout) -> Steps[Mapping[str, float]]:
         """`Client.stats`."""
-        counters = yield from self.ask(StatsCall(), timeout)
-        return {**counters, "uploads": float(self.uploads)}
+        budget = self._budget(timeout)
+        if len(self.fleet.members) == 1:
+            ask = self._somewhere(None, lambda to: _persist(StatsCall(), budget, to), budget)
+            return {**(yield from ask), "uploads": float(self.uploads)}
+        states = yield from self.replicas(timeout)
+        answers = [state.stats for state in states if state.stats is not None]
+        if not answers:
+            raise UnreachableError("none of the replicas answers: are they started?")
+        names = dict.fromkeys(name for stats in answers for name in stats)
+        sums = {name: sum(stats.get(name, 0.0) for stats in answers) for name in names}
+        return {**sums, "uploads": float(self.uploads)}
+
+    def replicas(self, timeout: Timeout) -> Steps[tuple[ReplicaState, ...]]:
+        """`Client.replicas`."""
+        budget = self._budget(timeout)
+        yield from self._refresh()
+        states = []
+        for replica in self.fleet.members:
+            try:
+                stats: Mapping[str, float] | None = yield Send(StatsCall(), budget.remaining(), replica)
+            except (UnreachableError, BusyError):
+                stats = None
+            counts = replica.in_flight, replica.calls, replica.spilled, replica.uploads
+            states.append(ReplicaState(replica.endpoint.url, *counts, stats))
+        return tuple(states)
 
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.
 
-        Where the values on a pattern change from call to call they are not asked for: they go with the call.
+        Of several replicas it goes to the one that the pattern belongs to; if that cannot take it now, to the next.
 
         Raises:
             MatrixChangedError: the matrix is needed, and no longer what the call has named.
             BacksolveError: of the last attempt.
         """
         budget = self._budget(timeout)
-        if isinstance(call, SolveCall) and self._news.expected(call.ref):
-            reply = yield from self._bring(matrix, call, budget)
+        key = (call.ref if matrix.base is None else matrix.base.ref).route_key.encode()
+        return (yield from self._somewhere(key, lambda to: self._deliver(matrix, call, budget, to), budget))
+
+    def _somewhere(self, key: bytes | None, attempt: Callable[[Replica], Steps[T]], budget: Budget) -> Steps[T]:
+        """Make attempts at one replica after the other, with a pause when none is left, until one succeeds.
+
+        Raises:
+            BacksolveError: of the last attempt.
+        """
+        tried: list[Replica] = []
+        while True:
+            try:
+                yield from self._refresh()
+                with self.fleet.visit(key, tried) as replica:
+                    tried.append(replica)
+                    result = yield from attempt(replica)
+            except BacksolveError as error:
+                if self.fleet.others(tried) and budget.elsewhere(error):
+                    continue
+                pause = budget.pause(error)
+                if pause is None:
+                    # Raised here and not where it was weighed, for the reason that `Progress.fail` gives.
+                    raise
+            else:
+                self._met_before = True
+                return result
+            tried = []
+            yield Pause(pause)
+
+    def _refresh(self) -> Steps[None]:
+        """Look names up that are due."""
+        endpoint = self.fleet.to_look_up()
+        if endpoint is None:
+            return
+        try:
+            addresses = yield LookUp(endpoint)
+        except UnreachableError:
+            if not self.fleet.members:
+                raise
+            return
+        for gone in self.fleet.found(addresses):
+            yield Dismiss(gone)
+
+    def _deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, budget: Budget, to: Replica) -> Steps[Any]:
+        """Make a call at one replica, with all that it lacks.
+
+        Where the values on a pattern change from call to call they are not asked for: they go with the call.
+        """
+        if isinstance(call, SolveCall) and to.news.expected(call.ref):
+            reply = yield from self._bring(matrix, call, budget, to)
             if reply is not None:
                 return reply
         for _ in range(_UPLOADS_PER_CALL):
             try:
-                reply = yield from _persist(call, budget)
+                reply = yield from _persist(call, budget, to)
             except NeedValuesError:
-                self._news.missed(call.ref)
-                yield from self._upload(matrix, budget, values_only=True)
+                to.news.missed(call.ref)
+                yield from self._upload(matrix, budget, to, values_only=True)
             except NeedMatrixError:
-                yield from self._upload(matrix, budget, values_only=False)
+                yield from self._upload(matrix, budget, to, values_only=False)
             else:
-                self._met_before = True
-                self._news.answered(call.ref)
+                to.news.answered(call.ref)
                 return reply
-        yield from self._upload(matrix, budget, values_only=False)
-        return (yield from _persist(call, budget))
+        yield from self._upload(matrix, budget, to, values_only=False)
+        return (yield from _persist(call, budget, to))
 
-    def _bring(self, matrix: Matrix, call: SolveCall, budget: Budget) -> Steps[SolveReply | None]:
+    def _bring(self, matrix: Matrix, call: SolveCall, budget: Budget, to: Replica) -> Steps[SolveReply | None]:
         """Solve with values that come along, since the server will not have them; None: it takes another way."""
         self._met_before = True
-        self.uploads += 1
+        self._sent(to)
         try:
-            reply: SolveReply = yield from _persist(replace(call, values=matrix.values), budget)
+            reply: SolveReply = yield from _persist(replace(call, values=matrix.values), budget, to)
         except (NeedMatrixError, NeedValuesError, PayloadTooLargeError):
             # The pattern was evicted, or both together are too much for one call.
-            self._news.unfounded(call.ref)
+            to.news.unfounded(call.ref)
             return None
         except DigestMismatchError as error:
             _explain(error, matrix)
             raise
         if reply.certificate.factor_hit and matrix.base is None:
-            self._news.unfounded(call.ref)  # somebody else had sent them; of an update it says nothing but of S
-        self._news.answered(call.ref)
+            to.news.unfounded(call.ref)  # somebody else had sent them; of an update it says nothing but of S
+        to.news.answered(call.ref)
         return reply
 
     def _budget(self, timeout: Timeout) -> Budget:
         seconds = self.timeout if isinstance(timeout, Unset) else timeout
         return Budget(seconds, met_before=self._met_before, allowance=self._allowance)
 
-    def _upload(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
+    def _upload(self, matrix: Matrix, budget: Budget, to: Replica, *, values_only: bool) -> Steps[None]:
         """Send a matrix under the digests it was called by, and first the one that it stands on, if that is missed."""
         self._met_before = True
         for _ in range(_UPLOADS_PER_CALL):
             try:
-                yield from self._put(matrix, budget, values_only=values_only)
+                yield from self._put(matrix, budget, to, values_only=values_only)
                 return
             except (NeedMatrixError, NeedValuesError) as error:
                 below = matrix.base
@@ -173,58 +269,26 @@ class Exchange:
             if below is None:
                 values_only = False
             else:
-                yield from self._upload(below, budget, values_only=pattern_held)
-        yield from self._put(matrix, budget, values_only=False)
+                yield from self._upload(below, budget, to, values_only=pattern_held)
+        yield from self._put(matrix, budget, to, values_only=False)
 
-    def _put(self, matrix: Matrix, budget: Budget, *, values_only: bool) -> Steps[None]:
+    def _put(self, matrix: Matrix, budget: Budget, to: Replica, *, values_only: bool) -> Steps[None]:
         """Send one matrix.
 
         Raises:
             NeedMatrixError, NeedValuesError: what the other side must have first.
         """
         try:
-            yield from _persist(PutCall(matrix.ref, matrix, values_only), budget)
+            yield from _persist(PutCall(matrix.ref, matrix, values_only), budget, to)
         except DigestMismatchError as error:
             _explain(error, matrix)
             raise
+        self._sent(to)
+
+    def _sent(self, to: Replica) -> None:
+        """Count a matrix that was sent."""
         self.uploads += 1
-
-
-@final
-class News:
-    """Which matrices a server will not know: values that were never answered for, where the last such were missed.
-
-    Digests alone tell it, in tables of bounded size. Dict operations are atomic, so no lock is held.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[MatrixRef, None] = OrderedDict()
-        self._changing: OrderedDict[bytes, None] = OrderedDict()
-
-    def expected(self, ref: MatrixRef) -> bool:
-        """Whether the values are better sent with the call than asked for."""
-        return ref.pattern in self._changing and ref not in self._known
-
-    def missed(self, ref: MatrixRef) -> None:
-        """The server had the pattern, and not the values."""
-        _note(self._changing, ref.pattern)
-
-    def unfounded(self, ref: MatrixRef) -> None:
-        """They need not have been sent, or could not be."""
-        self._changing.pop(ref.pattern, None)
-
-    def answered(self, ref: MatrixRef) -> None:
-        """The server has it."""
-        _note(self._known, ref)
-
-
-def _note(table: OrderedDict[T, None], key: T) -> None:
-    table[key] = None
-    while len(table) > _REMEMBERED:
-        try:
-            table.popitem(last=False)
-        except KeyError:  # another thread was first
-            return
+        to.uploads += 1
 
 
 def _explain(error: DigestMismatchError, matrix: Matrix) -> None:
@@ -239,18 +303,15 @@ def _explain(error: DigestMismatchError, matrix: Matrix) -> None:
         ) from error
 
 
-def _persist(call: Call, budget: Budget) -> Steps[Any]:
-    """Send a call until it succeeds or cannot.
+def _persist(call: Call, budget: Budget, to: Replica) -> Steps[Any]:
+    """Send a call to one replica, and once more where that can help there and then.
 
     Raises:
         BacksolveError: of the last attempt.
     """
     while True:
         try:
-            return (yield Send(call, budget.remaining()))
+            return (yield Send(call, budget.remaining(), to))
         except BacksolveError as error:
-            pause = budget.pause(error)
-            if pause is None:
-                # Raised here and not where it was weighed, for the reason that `Progress.fail` gives.
+            if not budget.once_more(error):
                 raise
-        yield Pause(pause)

@@ -1,23 +1,23 @@
 """The client whose calls are awaited: those of `Client`, on an event loop."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Unpack, final
 
 import numpy as np
 
-from ._aio.entry import connect_async
 from ._aio.facade import HandsBack, awaited
 from ._aio.session import AsyncSession
 from ._aio.threads import ThreadedTransport
 from ._calls import solve as solves
 from ._calls.operands import Terms, allocated
 from ._fork import renew_after_fork
+from ._opening import Opening
 from ._transports.base import Transport
 from .client import Client
-from .config import default_timeout, resolve
 from .factorized import Factorized
 from .options import SolveOptions
-from .retry import UNSET, Timeout, Unset
+from .retry import UNSET, Timeout
 from .types import Array, Certificate, OnFailure
 
 
@@ -54,8 +54,8 @@ class AsyncClient:
     threads, 32 at most. Operands of 256 KiB or more are also hashed on threads. Further calls wait for their turn,
     within their time. A cancelled call is taken back: the connection is closed, and the server stops working for it.
 
-    An object serves any number of event loops, one after the other or at once, and a forked child. Usable as
-    `async with`; otherwise `await client.close()`.
+    An object serves any number of event loops, one after the other or at once, and a forked child; it is pickled as a
+    `Client` is. Usable as `async with`; otherwise `await client.close()`.
 
     Args:
         url, token, timeout, ca_file: as for `Client`.
@@ -68,21 +68,25 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         token: str | None = None,
         timeout: Timeout = UNSET,
         ca_file: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        carrier = connect_async(resolve(url, token, ca_file)) if transport is None else ThreadedTransport(transport)
-        self._driver = AsyncSession(carrier, default_timeout() if isinstance(timeout, Unset) else timeout)
+        self._opening = Opening.of(url, token, timeout, ca_file, custom=transport is not None)
+        carrier = None if transport is None else ThreadedTransport(transport)
+        self._driver = AsyncSession(self._opening.endpoints, self._opening.timeout, carrier)
         self._exchange = self._driver.exchange
         self._session: HandsBack[Any] = HandsBack()
         renew_after_fork(self, AsyncClient._renew)
 
     def _renew(self) -> None:
         self._exchange.forget_locks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._opening.reduced(AsyncClient)
 
     solve = awaited(Client.solve, "AsyncClient")
     solve_matrix = awaited(Client.solve_matrix, "AsyncClient")
@@ -97,6 +101,7 @@ class AsyncClient:
     normal_matrix = awaited(Client.normal_matrix, "AsyncClient")
     info = awaited(Client.info, "AsyncClient")
     stats = awaited(Client.stats, "AsyncClient")
+    replicas = awaited(Client.replicas, "AsyncClient")
 
     async def factorized(  # noqa: D102  (its docstring is that of `Client.factorized`)
         self,
@@ -115,7 +120,9 @@ class AsyncClient:
     async def empty(  # noqa: D102  (its docstring is that of `Client.empty`)
         self, shape: int | tuple[int, ...], dtype: Any = np.float64
     ) -> Array:
-        return await self._driver.transport.empty(*allocated(shape, dtype))
+        sizes, kind = allocated(shape, dtype)
+        opened = self._driver.transports
+        return await opened[0].empty(sizes, kind) if opened else np.empty(sizes, kind)
 
     empty.__doc__ = Client.empty.__doc__
 

@@ -1,6 +1,6 @@
 """The client: linear solves, their gradients and tangents, wherever the engine runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any, Unpack, final
@@ -9,16 +9,16 @@ import numpy as np
 
 from ._calls import gradient, least_squares, operands, solve
 from ._calls.operands import Terms
-from ._entry import connect
 from ._fork import renew_after_fork
+from ._opening import Opening
 from ._session import Session
 from ._transports.base import Transport
-from .config import default_timeout, resolve
+from .errors import UnreachableError
 from .factorized import Factorized
 from .matrix import Matrix
 from .options import SolveOptions
-from .retry import UNSET, Timeout, Unset
-from .types import Array, Gradients, OnFailure, Options, ServerInfo, Solution, Want
+from .retry import UNSET, Timeout
+from .types import Array, Gradients, OnFailure, Options, ReplicaState, ServerInfo, Solution, Want
 
 
 @final
@@ -26,13 +26,17 @@ class Client:
     """Solves `A x = b` in this process or on a server; the calls are the same.
 
     Thread-safe, usable as a context manager, and after `fork`. A matrix is sent once; later
-    calls name it by the hash of its content, and a server that has lost it is sent it again.
+    calls name it by the hash of its content, and a server that has lost it is sent it again. A pickled client
+    connects anew where it is unpickled, to the same URLs, but without the token: that must not end up in
+    a checkpoint, so there it comes from BACKSOLVE_TOKEN.
 
     Args:
         url: "http(s)://host:port", "grpc(s)://host:port", or "backsolve://host", which takes the fastest way
             that the host offers; of a Unix socket "unix:/path" (HTTP), "grpc+unix:/path" or
             "backsolve+unix:/path"; by default the environment's BACKSOLVE_URL, and without one the engine in
-            this process.
+            this process. Of several replicas a list of URLs, or one text with commas between them, or
+            "dns+http://name:port" (or "dns+grpc:") for every address of a name: each matrix then goes to the replica
+            that its pattern belongs to (docs/adr/0039).
         token: bearer token; by default BACKSOLVE_TOKEN.
         timeout: seconds for each call, retries and uploads included; None waits for ever; by
             default BACKSOLVE_TIMEOUT, or 60.
@@ -46,22 +50,23 @@ class Client:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         token: str | None = None,
         timeout: Timeout = UNSET,
         ca_file: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._session = Session(
-            transport or connect(resolve(url, token, ca_file)),
-            default_timeout() if isinstance(timeout, Unset) else timeout,
-        )
+        self._opening = Opening.of(url, token, timeout, ca_file, custom=transport is not None)
+        self._session = Session(self._opening.endpoints, self._opening.timeout, transport)
         self._exchange = self._session.exchange
         renew_after_fork(self, Client._renew)
 
     def _renew(self) -> None:
         self._exchange.forget_locks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._opening.reduced(Client)
 
     # -- solving ---------------------------------------------------------------------------
 
@@ -358,8 +363,12 @@ class Client:
         return self._session.run(self._exchange.info(timeout))
 
     def stats(self, *, timeout: Timeout = UNSET) -> Mapping[str, float]:
-        """Counters since the data plane started, and this client's `uploads`."""
+        """Counters since the data plane started, and this client's `uploads`; of several replicas their sums."""
         return self._session.run(self._exchange.stats(timeout))
+
+    def replicas(self, *, timeout: Timeout = UNSET) -> tuple[ReplicaState, ...]:
+        """What this client knows of each replica, and the counters of those that answer."""
+        return self._session.run(self._exchange.replicas(timeout))
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float64) -> Array:
         """An array, not initialised, that can be sent without a copy where memory is shared with the server.
@@ -378,16 +387,23 @@ class Client:
             InvalidDtypeError: another element type.
             InvalidShapeError: a negative size.
         """
-        return self._session.transport.empty(*operands.allocated(shape, dtype))
+        return self.transport.empty(*operands.allocated(shape, dtype))
 
     @property
     def transport(self) -> Transport:
-        """What carries the calls."""
-        return self._session.transport
+        """What carries the calls; of several replicas, those to the first.
+
+        Raises:
+            UnreachableError: the name of a dns+ URL was not looked up yet, or has no address.
+        """
+        opened = self._session.transports
+        if not opened:
+            raise UnreachableError("no address of the name was called yet: make a call first")
+        return opened[0]
 
     def close(self) -> None:
         """Free connections, or this client's share of the embedded engine."""
-        self._session.transport.close()
+        self._session.close()
 
     def __enter__(self) -> "Client":
         return self

@@ -55,7 +55,7 @@ def update_digest(pattern: StructuredPattern, base: MatrixRef) -> bytes:
 def matrix_ref(pattern: AnyPattern, values: Array, base: MatrixRef | None = None) -> MatrixRef:
     """Both digests of a matrix; `base` are those of the matrix that an update stands on."""
     if base is not None and isinstance(pattern, StructuredPattern):
-        return MatrixRef(update_digest(pattern, base), values_digest(pattern, values))
+        return MatrixRef(update_digest(pattern, base), values_digest(pattern, values), base.route or base.pattern)
     return MatrixRef(pattern_digest(pattern), values_digest(pattern, values))
 
 

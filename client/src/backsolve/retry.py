@@ -126,13 +126,22 @@ class Budget:
             raise DeadlineError(f"no answer within {self._timeout:g} s: raise timeout=, or try again later")
         return left
 
+    def once_more(self, error: BacksolveError) -> bool:
+        """Whether the same thing is to be sent again at once."""
+        if WIRE[error.code].retry != "once" or type(error) in self._single:
+            return False
+        self._single.add(type(error))
+        return True
+
+    def elsewhere(self, error: BacksolveError) -> bool:
+        """Whether another replica is to be asked at once."""
+        if WIRE[error.code].retry != "backoff":
+            return False
+        return not isinstance(error, OVERLOAD) or self._allowance.spend()
+
     def pause(self, error: BacksolveError) -> float | None:
         """Seconds until the next attempt; None when another attempt cannot help, or is not allowed."""
-        retry = WIRE[error.code].retry
-        if retry == "once" and type(error) not in self._single:
-            self._single.add(type(error))
-            return 0.0
-        if retry != "backoff":
+        if WIRE[error.code].retry != "backoff":
             return None
         ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._pauses)
         # Full jitter, on top of what the server asks for: callers that failed together must not come back together.

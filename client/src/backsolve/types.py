@@ -243,10 +243,25 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRef:
-    """The identity of a matrix: BLAKE3-256 of its pattern and of its values."""
+    """The identity of a matrix: BLAKE3-256 of its pattern and of its values.
+
+    Attributes:
+        pattern, values: the digests.
+        route: the digest that the matrix is routed by, where that is not its pattern's: an update belongs where the
+            matrix is that it stands on. Not part of the identity.
+    """
 
     pattern: bytes
     values: bytes
+    route: bytes = field(default=b"", compare=False, repr=False)
+
+    @property
+    def route_key(self) -> str:
+        """By what calls find the replica that a matrix belongs to.
+
+        Its pattern alone: the symbolic work on that is what lasts when values change.
+        """
+        return (self.route or self.pattern)[:8].hex()
 
     @property
     def key(self) -> str:
@@ -298,3 +313,24 @@ class ServerInfo:
     unix_grpc: str | None = None
     unix_shared: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One of the replicas that a client knows, as it sees it.
+
+    Attributes:
+        url: what names it.
+        in_flight: calls of this client under way there.
+        calls: attempts that this client has made there.
+        spilled: calls among them whose matrix belongs to another replica, which was dead or had its hands full.
+        uploads: matrices that this client has sent there.
+        stats: its own counters (`Client.stats`); None: it does not answer.
+    """
+
+    url: str
+    in_flight: int
+    calls: int
+    spilled: int
+    uploads: int
+    stats: Mapping[str, float] | None

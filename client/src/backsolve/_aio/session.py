@@ -1,12 +1,17 @@
-"""Does the steps of calls over one transport, and awaits them."""
+"""Does the steps of calls over the transports of a client, and awaits them."""
 
 import asyncio
-from typing import TypeVar, final
+import socket
+from collections.abc import Sequence
+from typing import Any, TypeVar, final
 
-from .._protocol import Exchange, Pause, Step, Steps, Warn
-from .._session import warn
+from .._fleet import Replica
+from .._protocol import Dismiss, Exchange, LookUp, Pause, Send, Step, Steps, Warn
+from .._session import addresses_of, no_address, warn
 from .._steps import at_once, drive_async
+from ..config import Endpoint
 from .base import AsyncTransport
+from .entry import connect_async
 from .threads import Threads
 
 _MOST_THREADS = 4
@@ -16,17 +21,28 @@ T = TypeVar("T")
 
 @final
 class AsyncSession:
-    """One transport, and what is kept from call to call; for the tasks of any number of event loops.
+    """The transports to the replicas of one service, and what is kept from call to call.
+
+    For the tasks of any number of event loops.
 
     Args:
-        transport: what carries the calls.
+        endpoints: of the replicas.
         timeout: seconds for each call unless it says otherwise; None waits for ever.
+        transport: carries the calls to the one replica, in place of what its endpoint names.
     """
 
-    def __init__(self, transport: AsyncTransport, timeout: float | None) -> None:
-        self.transport = transport
-        self.exchange = Exchange(timeout)
+    def __init__(self, endpoints: Sequence[Endpoint], timeout: float | None, transport: AsyncTransport | None) -> None:
+        self.exchange = Exchange(endpoints, timeout)
         self._threads = Threads(_MOST_THREADS)
+        self._closed = False
+        for replica in self.exchange.fleet.members:
+            replica.carried_by(transport or connect_async(replica.endpoint))
+
+    @property
+    def transports(self) -> list[AsyncTransport]:
+        """Those that are open, in the order in which the replicas were named."""
+        found = (replica.carrier for replica in self.exchange.fleet.members)
+        return [transport for transport in found if transport is not None]
 
     async def run(self, steps: Steps[T], *, heavy: bool) -> T:
         """Do what a call asks for until it has its result.
@@ -41,15 +57,40 @@ class AsyncSession:
         return await drive_async(steps, self._do, self._threads.run if heavy else at_once)
 
     async def close(self) -> None:
-        """Free what the transport holds."""
+        """Free what the transports hold."""
+        self._closed = True
         self._threads.close()
-        await self.transport.close()
+        for transport in self.transports:
+            await transport.close()
 
-    async def _do(self, step: Step) -> object:
-        if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
-            return None
-        if isinstance(step, Warn):
-            warn(step)
-            return None
-        return await self.transport.carry(step.call, step.left)
+    async def _do(self, step: Step) -> Any:
+        match step:
+            case Send():
+                transport: AsyncTransport = step.to.carrier or await self._opened(step.to)
+                return await transport.carry(step.call, step.left)
+            case Pause():
+                await asyncio.sleep(step.seconds)
+            case Warn():
+                warn(step)
+            case LookUp():
+                return await _look_up(step.endpoint)
+            case Dismiss():
+                if step.replica.carrier is not None:
+                    await step.replica.carrier.close()
+        return None
+
+    async def _opened(self, replica: Replica) -> AsyncTransport:
+        """The transport to a replica whose address was looked up."""
+        transport = connect_async(replica.endpoint)
+        if self._closed:
+            await transport.close()
+        carrier: AsyncTransport = replica.carried_by(transport)
+        return carrier
+
+
+async def _look_up(endpoint: Endpoint) -> list[str]:
+    loop = asyncio.get_running_loop()
+    try:
+        return addresses_of(await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
+    except OSError as err:
+        raise no_address(endpoint) from err

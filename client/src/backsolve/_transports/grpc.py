@@ -228,8 +228,7 @@ class GrpcTransport(Transport):
     def _headers(self, ref: MatrixRef | None) -> list[tuple[str, str]]:
         if ref is None:
             return self._metadata
-        # The pattern alone routes: its symbolic work is what lasts when values change.
-        return [*self._metadata, ("backsolve-route-key", ref.pattern.hex()[:16])]
+        return [*self._metadata, ("backsolve-route-key", ref.route_key)]
 
     def _plain(self, method: Any, message: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
         """One unary call."""

@@ -276,8 +276,7 @@ class RestCalls:
         if timeout is not None:
             lines.append(f"backsolve-timeout: {max(timeout, 0.0):.3f}\r\n")
         if ref is not None:
-            # The pattern alone routes: its symbolic work is what lasts when values change.
-            lines.append(f"backsolve-matrix: {ref.key}\r\nbacksolve-route-key: {ref.pattern.hex()[:16]}\r\n")
+            lines.append(f"backsolve-matrix: {ref.key}\r\nbacksolve-route-key: {ref.route_key}\r\n")
         lines.append(f"{more}\r\n")
         reply = yield HttpRequest(method, "".join(lines).encode("latin-1"), body, timeout)
         with self._count:

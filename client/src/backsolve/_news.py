@@ -1,0 +1,48 @@
+"""Which matrices a server will not know, so that they are sent with the call instead of being asked for."""
+
+from collections import OrderedDict
+from typing import Final, TypeVar, final
+
+from .types import MatrixRef
+
+T = TypeVar("T")
+
+_REMEMBERED: Final = 1024
+"""Matrices, and patterns, of which is known whether the server has them."""
+
+
+@final
+class News:
+    """Which matrices a server will not know: values that were never answered for, where the last such were missed.
+
+    Digests alone tell it, in tables of bounded size. Dict operations are atomic, so no lock is held.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[MatrixRef, None] = OrderedDict()
+        self._changing: OrderedDict[bytes, None] = OrderedDict()
+
+    def expected(self, ref: MatrixRef) -> bool:
+        """Whether the values are better sent with the call than asked for."""
+        return ref.pattern in self._changing and ref not in self._known
+
+    def missed(self, ref: MatrixRef) -> None:
+        """The server had the pattern, and not the values."""
+        _note(self._changing, ref.pattern)
+
+    def unfounded(self, ref: MatrixRef) -> None:
+        """They need not have been sent, or could not be."""
+        self._changing.pop(ref.pattern, None)
+
+    def answered(self, ref: MatrixRef) -> None:
+        """The server has it."""
+        _note(self._known, ref)
+
+
+def _note(table: OrderedDict[T, None], key: T) -> None:
+    table[key] = None
+    while len(table) > _REMEMBERED:
+        try:
+            table.popitem(last=False)
+        except KeyError:  # another thread was first
+            return
