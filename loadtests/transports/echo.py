@@ -16,6 +16,7 @@ import numpy as np
 
 from backsolve._transports.base import SolveCall, SolveReply
 from backsolve.types import Certificate, Holding, Limits, MatrixRef, Status, Timings
+from backsolve_service.callers import Callers
 from backsolve_service.context import CallContext
 from backsolve_service.rest.server import RestConfig, RestServer
 from backsolve_service.sharing.control import ControlServer
@@ -85,7 +86,7 @@ def main() -> None:
     """Serve until standard input ends."""
     folder = Path(sys.argv[1])
     quotas = Quotas(total_bytes=4 * _GIB, caller_bytes=2 * _GIB, total_regions=64, caller_regions=32)
-    control = ControlServer(SocketFile(folder / "shared", _MODE), Registry(quotas), None, INSTANCE)
+    control = ControlServer(SocketFile(folder / "shared", _MODE), Registry(quotas), Callers(), INSTANCE)
     control.start()
     plane: Any = EchoPlane()
     config = RestConfig(port=0, max_threads=16, unix=SocketFile(folder / "http", _MODE))

@@ -44,6 +44,8 @@ def test_defaults(env):
 def test_every_variable_is_read(env, tmp_path):
     pem = tmp_path / "some.pem"
     pem.write_text("x")
+    tenants = tmp_path / "tenants"
+    tenants.write_text("red r3d-Owl.4")
     given = {
         "HOST": "0.0.0.0",
         "HTTP_PORT": "0",
@@ -66,6 +68,7 @@ def test_every_variable_is_read(env, tmp_path):
         "QUEUE_DEPTH": "17",
         "QUEUE_BYTES": "1Gi",
         "TOKEN": SECRET,
+        "TENANTS": str(tenants),
         "TLS_CERT": str(pem),
         "TLS_KEY": str(pem),
         "TLS_CLIENT_CA": str(pem),
@@ -98,6 +101,7 @@ def test_every_variable_is_read(env, tmp_path):
         "max_payload_bytes": 512_000_000,
         "queue_depth": 17,
         "queue_bytes": 2**30,
+        "tenants": tenants,
         "tls_cert": pem,
         "tls_key": pem,
         "tls_client_ca": pem,

@@ -12,6 +12,7 @@ from typing import Any
 
 from backsolve._transports.http import HttpTransport
 from backsolve._transports.shared import SharedMemory
+from backsolve_service.callers import Callers
 from backsolve_service.rest.server import RestServer
 from backsolve_service.sharing.control import ControlServer
 from backsolve_service.sharing.registry import Quotas, Registry
@@ -43,7 +44,7 @@ def sharing(plane: Any, token: str | None = None, **settings: Any) -> Iterator[S
     with tempfile.TemporaryDirectory(prefix="backsolve-") as folder:
         path = Path(folder) / "shared"
         registry = Registry(quotas)
-        control = ControlServer(SocketFile(path, 0o600), registry, token, "this-one")
+        control = ControlServer(SocketFile(path, 0o600), registry, Callers(token), "this-one")
         control.start()
         try:
             with serving(plane, registry=registry, **settings) as rest:

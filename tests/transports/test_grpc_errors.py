@@ -28,6 +28,7 @@ from backsolve.errors import (
 )
 from backsolve.types import Certificate, ErrorCode, MatrixRef, Options, Status, Timings
 from backsolve.v1 import solver_pb2
+from backsolve_service.callers import Callers
 from backsolve_service.grpc.admission import STATUS_CODES, Admission
 from support.servers import free_port
 
@@ -55,7 +56,7 @@ def serve(solve) -> Iterator[GrpcTransport]:
 @pytest.fixture(scope="module")
 def failing() -> Iterator[GrpcTransport]:
     """Its method fails with the error that `method` names, inside the service's own admission."""
-    admission = Admission(None, lambda error, request_id: None)
+    admission = Admission(Callers(), lambda error, request_id: None)
 
     def solve(request, context):
         with admission.admit(context):

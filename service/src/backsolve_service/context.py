@@ -42,10 +42,12 @@ class CallContext:
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
-    def within(cls, timeout: float | None, transport: str, request_id: str | None = None) -> "CallContext":
+    def within(
+        cls, timeout: float | None, transport: str, request_id: str | None = None, tenant: str = PUBLIC_TENANT
+    ) -> "CallContext":
         """A context that ends `timeout` seconds from now."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return cls(transport, deadline, request_id=request_id or new_request_id())
+        return cls(transport, deadline, tenant, request_id or new_request_id())
 
     def remaining(self) -> float | None:
         """Seconds left, or None when there is no deadline."""

@@ -17,6 +17,7 @@ from typing import final
 from prometheus_client import ProcessCollector, disable_created_metrics
 
 from . import selftest
+from .callers import Callers, read_tenants
 from .dataplane.plane import DataPlane, PlaneConfig
 from .grpc.server import GrpcConfig, GrpcServer
 from .logs import AccessLog
@@ -149,6 +150,7 @@ def _grpc_config(settings: Settings, port: int) -> GrpcConfig:
         port=port,
         queue_depth=settings.queue_depth,
         token=_secret(settings),
+        tenants=_tenants(settings),
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
@@ -161,12 +163,17 @@ def _rest_config(settings: Settings, port: int) -> RestConfig:
         host=settings.host,
         port=port,
         token=_secret(settings),
+        tenants=_tenants(settings),
         tls_cert=_text(settings.tls_cert),
         tls_key=_text(settings.tls_key),
         tls_client_ca=_text(settings.tls_client_ca),
         max_threads=settings.queue_depth + _SPARE_THREADS,
         unix=_socket_file(settings, settings.unix_http),
     )
+
+
+def _tenants(settings: Settings) -> dict[str, str]:
+    return {} if settings.tenants is None else read_tenants(settings.tenants)
 
 
 def _socket_file(settings: Settings, path: Path | None) -> SocketFile | None:
@@ -188,7 +195,7 @@ def _control(settings: Settings, metrics: Metrics) -> ControlServer | None:
     )
     metrics.bind("shared_regions", lambda: float(registry.regions))
     metrics.bind("shared_bytes", lambda: float(registry.nbytes))
-    return ControlServer(file, registry, _secret(settings), settings.instance)
+    return ControlServer(file, registry, Callers(_secret(settings), _tenants(settings)), settings.instance)
 
 
 def _secret(settings: Settings) -> str | None:

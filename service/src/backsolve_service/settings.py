@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backsolve.config import MOST_PATH_BYTES
 
+from .callers import read_tenants
 from .machine import usable_cpus
 
 PREFIX = "BACKSOLVE_"
@@ -164,6 +165,10 @@ class Settings(BaseSettings):
     token: Token | None = Field(
         default=None, description="bearer token that every call must bring (health checks need none)"
     )
+    tenants: FilePath | None = Field(
+        default=None,
+        description='file of lines "name token": each token is of a tenant with a cache and a share of the workers',
+    )
     tls_cert: FilePath | None = Field(default=None, description="PEM certificate chain; serves https and grpcs")
     tls_key: FilePath | None = Field(default=None, description="PEM private key of BACKSOLVE_TLS_CERT")
     tls_client_ca: FilePath | None = Field(
@@ -190,10 +195,19 @@ class Settings(BaseSettings):
         paths = [path for path in (self.unix_http, self.unix_grpc, self.unix_shared) if path is not None]
         if len(set(paths)) < len(paths):
             raise ValueError("two of BACKSOLVE_UNIX_HTTP, _GRPC and _SHARED are the same: choose different paths")
-        if not (_is_loopback(self.host) or self.token or self.tls_client_ca or self.allow_anonymous):
+        try:
+            tokens = {} if self.tenants is None else read_tenants(self.tenants)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError("BACKSOLVE_TENANTS names a file that cannot be read") from error
+        except ValueError as error:
+            raise ValueError(f"BACKSOLVE_TENANTS: {error}") from None
+        if self.token is not None and self.token.get_secret_value() in tokens:
+            raise ValueError("BACKSOLVE_TOKEN is also a token of BACKSOLVE_TENANTS: a token stands for one tenant")
+        if not (_is_loopback(self.host) or self.token or tokens or self.tls_client_ca or self.allow_anonymous):
             raise ValueError(
-                "BACKSOLVE_HOST lies beyond loopback and callers need no credentials: set BACKSOLVE_TOKEN (or the "
-                "three BACKSOLVE_TLS_*), or BACKSOLVE_ALLOW_ANONYMOUS=1 if everybody who reaches it may solve"
+                "BACKSOLVE_HOST lies beyond loopback and callers need no credentials: set BACKSOLVE_TOKEN or "
+                "BACKSOLVE_TENANTS (or the three BACKSOLVE_TLS_*), or BACKSOLVE_ALLOW_ANONYMOUS=1 if everybody who "
+                "reaches it may solve"
             )
         return self
 

@@ -1,18 +1,18 @@
 """Who may call, in what circumstances, and how a failed call ends: the same for every method."""
 
-import hmac
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import grpc
 
 from backsolve._rpc.status import DETAILS_KEY, encode_error
-from backsolve.errors import WIRE, BacksolveError, InternalError, UnauthenticatedError
+from backsolve.errors import WIRE, BacksolveError, InternalError
 
+from ..callers import Callers
 from ..context import CallContext, new_request_id
 
 REQUEST_ID = "x-request-id"
@@ -44,13 +44,13 @@ class Admission:
     """Turns a gRPC call into a `CallContext`, and an exception into a status.
 
     Args:
-        token: bearer token that every call must bring, or None for no such check.
+        callers: whose tokens let in.
         failed: hears of every call that fails, with its request id.
     """
 
-    def __init__(self, token: str | None, failed: Callable[[Exception, str], None]) -> None:
+    def __init__(self, callers: Callers, failed: Callable[[Exception, str], None]) -> None:
         self._failed = failed
-        self._token = None if token is None else token.encode()
+        self._callers = callers
 
     @contextmanager
     def admit(self, context: Any) -> Iterator[CallContext]:
@@ -68,8 +68,9 @@ class Admission:
         call = CallContext.within(None if endless else left, "grpc", request_id)
         release = _cancel_with(context, call)
         try:
-            self._authenticate(metadata.get("authorization", ""))
-            yield call
+            token = _token(metadata.get("authorization", ""))
+            tenant = self._callers.tenant(token, "send metadata 'authorization: Bearer <token>'")
+            yield replace(call, tenant=tenant)
         except BacksolveError as error:
             self._failed(error, request_id)
             _end(context, error, request_id)
@@ -83,17 +84,11 @@ class Admission:
         finally:
             release()
 
-    def _authenticate(self, header: str) -> None:
-        """Compare the token in constant time.
 
-        Raises:
-            UnauthenticatedError: none came, or another one.
-        """
-        if self._token is None:
-            return
-        scheme, _, given = header.partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token):
-            raise UnauthenticatedError("the token is missing or wrong: send metadata 'authorization: Bearer <token>'")
+def _token(header: str) -> str | None:
+    """The token of an authorization header, or None."""
+    scheme, _, token = header.partition(" ")
+    return token if scheme.lower() == "bearer" else None
 
 
 def _cancel_with(context: Any, call: CallContext) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """Builds and runs the gRPC server: both services, health, reflection, limits, TLS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -14,6 +14,7 @@ from backsolve._rpc.framing import channel_options
 from backsolve.v1 import solver_pb2
 from backsolve.v1.solver_pb2_grpc import add_MatricesServicer_to_server, add_SolverServicer_to_server
 
+from ..callers import Callers
 from ..unixsocket import SocketFile
 from .admission import Admission
 from .reading import ReadableRequests
@@ -50,7 +51,8 @@ class GrpcConfig:
         host: address to listen on.
         port: 0 picks a free one.
         queue_depth: calls that may wait in the data plane; there are more handlers than that.
-        token: bearer token that every call must bring; health checks and reflection need none.
+        token: bearer token of the public tenant; health checks and reflection need none.
+        tenants: further tokens, and whose they are.
         tls_cert, tls_key: PEM files; both or neither.
         tls_client_ca: PEM file; callers must show a certificate of one of these authorities.
         unix: a socket to listen on as well, always without TLS: its permissions say who may call.
@@ -60,6 +62,7 @@ class GrpcConfig:
     port: int = 0
     queue_depth: int = 128
     token: str | None = None
+    tenants: Mapping[str, str] = field(default_factory=dict)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -84,7 +87,9 @@ class GrpcServer:
         self._health_handlers = ThreadPoolExecutor(_HEALTH_THREADS, "backsolve-grpc-health")
         lenient = ReadableRequests((SOLVER, MATRICES))
         self._server = grpc.server(self._handlers, interceptors=[lenient], options=_OPTIONS)
-        admission = Admission(config.token, lambda error, request_id: plane.refused(error, "grpc", request_id))
+        admission = Admission(
+            Callers(config.token, config.tenants), lambda error, request_id: plane.refused(error, "grpc", request_id)
+        )
         add_SolverServicer_to_server(SolverServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
         add_MatricesServicer_to_server(MatricesServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
         self._health = _add_health(self._server, self._health_handlers)

@@ -4,7 +4,6 @@ The routes are plain ASGI endpoints: arrays never pass through a model, and a sm
 not pay for one. FastAPI carries routing, error handling and the OpenAPI document.
 """
 
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -20,6 +19,8 @@ from starlette.routing import Route
 
 from backsolve.errors import MalformedError, NotFoundError, UnauthenticatedError
 
+from ..callers import Callers
+from ..context import PUBLIC_TENANT
 from . import operations
 from .exchange import Exchange, Receive, Reply, Scope, Send
 from .handlers import Handlers
@@ -59,43 +60,52 @@ class Gate:
 
     Args:
         app: the application behind it.
-        token: what callers must send as `Authorization: Bearer`; None lets everybody in.
+        callers: whose tokens let in, sent as `Authorization: Bearer`.
         drain_bytes: most bytes of a refused body that are read so that the caller sees the reply.
         failed: hears of every request that fails, with its id.
     """
 
-    def __init__(self, app: App, token: str | None, drain_bytes: int, failed: Failed) -> None:
+    def __init__(self, app: App, callers: Callers, drain_bytes: int, failed: Failed) -> None:
         self._app, self._drain_bytes, self._failed = app, drain_bytes, failed
-        self._expected = None if token is None else f"Bearer {token}".encode("latin-1")
+        self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        allowed = self._expected is None or scope["path"] in OPEN_PATHS or self._allows(scope)
-        exchange = Exchange(scope, receive, send, self._drain_bytes if allowed else _UNKNOWN_DRAIN_BYTES)
+        refusal: UnauthenticatedError | None = None
+        tenant = PUBLIC_TENANT
+        if scope["path"] not in OPEN_PATHS:
+            try:
+                tenant = self._callers.tenant(_token(scope), "send Authorization: Bearer TOKEN")
+            except UnauthenticatedError as error:
+                refusal = error
+        drain_bytes = self._drain_bytes if refusal is None else _UNKNOWN_DRAIN_BYTES
+        exchange = Exchange(scope, receive, send, drain_bytes, tenant)
         scope[_EXCHANGE] = exchange
         try:
-            if not allowed:
-                raise UnauthenticatedError("the bearer token is missing or wrong: send Authorization: Bearer TOKEN")
+            if refusal is not None:
+                raise refusal
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
             self._failed(error, exchange.request_id)
             await exchange.fail(error)
 
-    def _allows(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        # In constant time: how long a wrong token takes to be refused tells nothing about the right one.
-        return hmac.compare_digest(given, self._expected or b"")
+
+def _token(scope: Scope) -> str | None:
+    """The bearer token of a request."""
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, token = given.decode("latin-1").partition(" ")
+    return token if scheme == "Bearer" else None
 
 
-def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: Failed) -> FastAPI:
+def create_app(handlers: Handlers, callers: Callers, drain_bytes: int, failed: Failed) -> FastAPI:
     """The application.
 
     Args:
         handlers: the routes' code.
-        token: see `Gate`.
+        callers: see `Gate`.
         drain_bytes: see `Gate`.
         failed: see `Gate`.
     """
@@ -111,7 +121,7 @@ def create_app(handlers: Handlers, token: str | None, drain_bytes: int, failed: 
         exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
     )
     app.openapi = lambda: openapi  # type: ignore[method-assign]
-    app.add_middleware(Gate, token=token, drain_bytes=drain_bytes, failed=failed)
+    app.add_middleware(Gate, callers=callers, drain_bytes=drain_bytes, failed=failed)
     return app
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backsolve._rest.body import aligned
 from backsolve.errors import InvalidOptionError, MalformedError, PayloadTooLargeError
 
-from ..context import new_request_id
+from ..context import PUBLIC_TENANT, new_request_id
 from .bulk import EXTENSION, LEAST_BYTES, Into
 from .problems import PROBLEM_TYPE, Problem, problem_of
 
@@ -53,14 +53,18 @@ class Exchange:
     Args:
         scope, receive, send: of ASGI.
         drain_bytes: most bytes of a refused body that are read before the reply.
+        tenant: whose request it is.
 
     Attributes:
         request_id: the caller's if it is harmless in a log line, else a new one.
         headers: by lower-case name; repeated ones joined with commas.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, drain_bytes: int) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, drain_bytes: int, tenant: str = PUBLIC_TENANT
+    ) -> None:
         self.scope = scope
+        self.tenant = tenant
         self.headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             key, text = name.decode("latin-1"), value.decode("latin-1")

@@ -207,7 +207,7 @@ class Handlers:
         return self._plane.find([ref], context)[0]
 
     def _context(self, exchange: Exchange) -> CallContext:
-        return CallContext.within(timeout_seconds(exchange), "rest", exchange.request_id)
+        return CallContext.within(timeout_seconds(exchange), "rest", exchange.request_id, exchange.tenant)
 
     def _check_open(self) -> None:
         if self.draining:

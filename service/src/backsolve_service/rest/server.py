@@ -6,13 +6,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import uvicorn
 
+from ..callers import Callers
 from ..sharing.registry import Registry
 from ..unixsocket import SocketFile
 from .app import create_app
@@ -38,7 +39,8 @@ class RestConfig:
     Attributes:
         host: address to listen on.
         port: 0 picks a free one.
-        token: bearer token that callers must send; None lets everybody in.
+        token: bearer token of the public tenant; None, and no tenants, lets everybody in.
+        tenants: further tokens, and whose they are.
         tls_cert, tls_key: PEM files; both or neither.
         tls_client_ca: authorities of which callers must show a certificate.
         max_threads: calls that are worked on or queue; more than the data plane queues, so that a
@@ -49,6 +51,7 @@ class RestConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     token: str | None = None
+    tenants: Mapping[str, str] = field(default_factory=dict)
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
@@ -80,7 +83,7 @@ class RestServer:
         drain_bytes = min(plane.limits.max_payload_bytes, _MOST_DRAINED)
         app = create_app(
             self._handlers,
-            config.token,
+            Callers(config.token, config.tenants),
             drain_bytes,
             lambda error, request_id: plane.refused(error, "rest", request_id),
         )

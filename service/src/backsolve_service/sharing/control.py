@@ -5,7 +5,6 @@ a packet (`backsolve._shared.wire`), with at most one descriptor.
 """
 
 import contextlib
-import hmac
 import logging
 import os
 import selectors
@@ -17,6 +16,7 @@ from typing import Any, final
 from backsolve._shared import wire
 from backsolve.errors import BacksolveError, InternalError, MalformedError, NotSupportedError, UnauthenticatedError
 
+from ..callers import Callers
 from ..unixsocket import SocketFile
 from .registry import Registry
 
@@ -45,16 +45,16 @@ class ControlServer:
     Args:
         file: where it listens.
         registry: keeps what callers share.
-        token: what callers must know; None lets everybody in who can connect.
+        callers: whose tokens let in.
         instance: of the service, so that a caller can tell that it is the one that it has met.
 
     Attributes:
         registry: what callers share.
     """
 
-    def __init__(self, file: SocketFile, registry: Registry, token: str | None, instance: str) -> None:
+    def __init__(self, file: SocketFile, registry: Registry, callers: Callers, instance: str) -> None:
         self._file, self.registry, self._instance = file, registry, instance
-        self._token = None if token is None else token.encode()
+        self._admitted = callers
         self._callers: set[_Caller] = set()
         self._thread: threading.Thread | None = None
         self._wake, self._woken = socket.socketpair()
@@ -161,9 +161,7 @@ class ControlServer:
     def _greet(self, caller: _Caller, question: dict[str, Any]) -> dict[str, Any]:
         if question["hello"] != wire.VERSION:
             raise NotSupportedError(f"the control socket speaks version {wire.VERSION} only")
-        # In constant time: how long a wrong token takes to be refused tells nothing about the right one.
-        if self._token is not None and not hmac.compare_digest(str(question.get("token")).encode(), self._token):
-            raise UnauthenticatedError("the bearer token is missing or wrong: pass token=")
+        self._admitted.tenant(str(question.get("token")), "pass token=")
         caller.greeted = True
         quotas = self.registry.quotas
         return {"instance": self._instance, "bytes": quotas.caller_bytes, "regions": quotas.caller_regions}
