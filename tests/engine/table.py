@@ -105,6 +105,14 @@ EVERY = (
     Row("gmres", "jacobi", "dense", "general", on_device=True),
     Row("gmres", "jacobi", "csr", "general", on_device=True),
     Row("gmres", "none", "csr", "indefinite", on_device=True),
+    *(
+        Row("cg", name, layout, "definite", on_device=True)
+        for name in ("amg", "chebyshev(degree=3)")
+        for layout in ("dense", "csr")
+    ),
+    Row("gmres", "amg", "csr", "general", on_device=True),
+    Row("gmres", "amg(kind=sa)", "dense", "general", on_device=True),
+    Row("gmres", "chebyshev", "csr", "definite", on_device=True),
     Row("cudss", None, "csr", "general", on_device=True),
     Row("cudss", None, "csr", "indefinite", on_device=True),
     Row("cudss", None, "csr", "definite", on_device=True),

@@ -243,12 +243,13 @@ PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
         parameters={"drop": Parameter(1e-4, 0, 1), "fill": Parameter(10.0, 1, 1000)},
     ),
     "chebyshev": PreconditionerRow(
-        "precond.chebyshev:Chebyshev", definite=True, parameters={"degree": Parameter(4, 1, 64)}
+        "precond.chebyshev:Chebyshev", definite=True, parameters={"degree": Parameter(4, 1, 64)}, cuda=True
     ),
     "amg": PreconditionerRow(
         "precond.amg:AlgebraicMultigrid",
         definite=True,
         parameters={"kind": Parameter("auto", choices=("auto", "rs", "sa"))},
+        cuda=True,
     ),
     "low_rank": PreconditionerRow(
         "precond.low_rank:LowRank", definite=True, parameters={"rank": Parameter(10, 1, 512)}

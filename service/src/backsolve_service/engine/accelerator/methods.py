@@ -15,13 +15,14 @@ from ..operand import Operand
 from ..registry import DEFAULT_PRECONDITIONER
 from ..structure import diagonal, is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW
+from .build import build
 from .cg import conjugate_gradients
 from .gmres import gmres
 from .krylov import DeviceKrylovFactor, Method
 from .operator import DeviceOperator
 from .pattern import DeviceSymbolic, analyze
 from .place import working
-from .precondition import DevicePreconditioner, build
+from .precondition import DevicePreconditioner
 from .problem import Iterated, Problem
 
 

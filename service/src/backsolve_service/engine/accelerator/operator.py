@@ -4,7 +4,6 @@ Blocks are `[k, n]`, one vector a row, so that each vector is contiguous; read b
 the layout in which cuSPARSE takes blocks. Arithmetic is float64 or complex128 throughout.
 """
 
-import warnings
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +13,7 @@ from backsolve.pattern import Pattern
 from backsolve.types import Trans
 
 from ..operand import Operand
+from .matrix import compressed, times
 from .pattern import DeviceSymbolic
 from .place import upload
 
@@ -40,12 +40,12 @@ class DeviceOperator:
             rows = (upload(operand.pattern.indptr, device), upload(operand.pattern.indices, device))
             held.extend(rows)
             entries = self._forward
-            self._forward = _csr(*rows, entries, self.n)
+            self._forward = compressed(*rows, entries, (self.n, self.n))
             if symbolic.transposed is not None:
                 columns = (upload(symbolic.transposed.indptr, device), upload(symbolic.transposed.indices, device))
                 moved = entries[upload(symbolic.transposed.positions.astype(np.int64), device)]
                 held.extend((*columns, moved))
-                self._transposed = _csr(*columns, moved, self.n)
+                self._transposed = compressed(*columns, moved, (self.n, self.n))
         self._sparse = isinstance(operand.pattern, Pattern)
         self._nbytes = sum(int(t.nbytes) for t in held)
 
@@ -71,22 +71,4 @@ class DeviceOperator:
         a: Any = self._transposed if transposed else self._forward
         if a is None:
             raise AssertionError("this operator was prepared without its transpose")
-        if rows.shape[0] == 1:
-            return torch.mv(a, rows[0])[None]
-        return torch.mm(a, rows.T).T.contiguous()
-
-
-def _csr(indptr: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, n: int) -> torch.Tensor:
-    # A pattern in canonical form has been checked: checking it again would synchronise.
-    return torch.sparse_csr_tensor(indptr, indices, values, size=(n, n), check_invariants=False)
-
-
-def _meet_notice() -> None:
-    """Have torch say once, and here, that its compressed tensors are in beta: it is no caller's business."""
-    none = torch.zeros(1, dtype=torch.int32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _csr(none, none[:0], none[:0], 0)
-
-
-_meet_notice()
+        return times(a, rows)

@@ -1,16 +1,11 @@
-"""Preconditioners on a device: those whose application is a handful of operations on whole blocks."""
+"""Preconditioners on a device: the contract, and the two that are nothing but a number for each row."""
 
 from abc import ABC, abstractmethod
 from typing import final
 
-import numpy as np
 import torch
 
 from backsolve.types import Trans
-
-from ..operand import Operand
-from ..registry import precondition
-from .place import upload
 
 
 class DevicePreconditioner(ABC):
@@ -56,20 +51,3 @@ class DeviceDiagonal(DevicePreconditioner):
     def apply(self, rows: torch.Tensor, trans: Trans) -> torch.Tensor:
         """One multiplication a number; the transpose is M itself."""
         return rows * (self._inverse.conj() if trans == "H" else self._inverse)
-
-
-def build(spelled: str, operand: Operand, index: int, device: str) -> DevicePreconditioner:
-    """The device's form of a preconditioner whose row in the registry says `cuda`.
-
-    It is built on the host, by the class that serves the CPU, so that both refuse the same
-    matrices with the same words.
-
-    Raises:
-        NotPositiveDefiniteError, SingularMatrixError: A has no such preconditioner.
-    """
-    host = precondition(spelled, operand.wide[index])
-    if spelled == "none":
-        return DeviceIdentity()
-    assert spelled == "jacobi"
-    ones = np.ones((1, operand.n), dtype=operand.wide_dtype)
-    return DeviceDiagonal(upload(host.apply(ones)[0], device))

@@ -9,24 +9,14 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from pyamg import ruge_stuben_solver, smoothed_aggregation_solver
-from scipy.sparse import csc_array, csr_array, tril, triu
+from scipy.sparse import csc_array, tril, triu
 from scipy.sparse.linalg import splu
 
-from backsolve.errors import InvalidOptionError, SingularMatrixError
 from backsolve.types import Array, Trans
 
-from ..scaling import exponents, magnitude, shift
-from ..structure import diagonal, is_hermitian
 from .base import Preconditioner
-from .forms import no_pivot, nonzero_diagonal, sparse
+from .hierarchy import hierarchy, singular_level
 from .triangle import Triangle, solve_rows
-
-_COARSEST = 64
-"""Rows below which a direct solve is cheaper than another level."""
-
-_SPAN = 53
-"""In powers of two: the digits of a double."""
 
 
 @final
@@ -88,34 +78,18 @@ class AlgebraicMultigrid(Preconditioner):
     """
 
     def __init__(self, a: Any, kind: str) -> None:
-        if kind == "rs" and a.dtype.kind == "c":
-            raise InvalidOptionError(
-                "preconditioner 'amg(kind=rs)' takes real matrices: use 'amg(kind=sa)'", option="preconditioner"
-            )
+        built = hierarchy(a, kind)
         self._levels: list[_Level] = []
         self._coarsest: Any = None
         self._item = np.dtype(a.dtype).itemsize
-        self._s: Array = np.ones(a.shape[0])
+        self._s: Array = built.scaling
         if a.shape[0] == 0:
             return
-        nonzero_diagonal(a, "amg")
-        hermitian = is_hermitian(a)
-        matrix = sparse(a)
-        # pyamg compares with fixed small numbers here and there.
-        powers = _powers(matrix)
-        self._s = np.ldexp(1.0, powers)
-        rows = np.repeat(powers, np.diff(matrix.indptr))
-        matrix = csr_array((shift(matrix.data, rows + powers[matrix.indices]), matrix.indices, matrix.indptr), a.shape)
-        levels = _hierarchy(matrix, kind, hermitian=hermitian)
-        matrices = [sparse(level.A) for level in levels]
-        # Nothing was left to coarsen where a coarse matrix has no diagonal: all rows are alone, say.
-        usable = [bool(np.all(diagonal(own) != 0)) for own in matrices]
-        last = usable.index(False) - 1 if False in usable else len(levels) - 1
-        for level, own in zip(levels[:last], matrices, strict=False):
-            upper = None if hermitian else Triangle(triu(own, format="csr"), "amg")
-            lower = Triangle(tril(own, format="csr"), "amg")
-            self._levels.append(_Level(own, lower, upper, csr_array(level.R), csr_array(level.P)))
-        self._coarsest = _direct(matrices[last])
+        for step in built.steps:
+            upper = None if built.hermitian else Triangle(triu(step.matrix, format="csr"), "amg")
+            lower = Triangle(tril(step.matrix, format="csr"), "amg")
+            self._levels.append(_Level(step.matrix, lower, upper, step.restriction, step.prolongation))
+        self._coarsest = _direct(built.coarsest)
 
     @property
     def nbytes(self) -> int:
@@ -149,73 +123,6 @@ class AlgebraicMultigrid(Preconditioner):
         return x
 
 
-def _powers(matrix: Any) -> Array:
-    """Powers of two that scale rows and columns alike: one for all of them, or the diagonal's own.
-
-    One for all keeps the slow modes as they are, on which interpolation rests. A diagonal that spans more
-    than double precision resolves has none to keep.
-    """
-    own = exponents(magnitude(diagonal(matrix)[None], 0))
-    if own.max() - own.min() <= _SPAN:
-        own = np.full(own.shape, exponents(magnitude(matrix.data, 0)))
-    return np.asarray(-(own // 2))
-
-
-def _hierarchy(matrix: Any, kind: str, *, hermitian: bool) -> list[Any]:
-    """Pyamg's levels, built without its smoothers and without its random numbers; finite.
-
-    Raises:
-        InvalidOptionError: Ruge-Stüben interpolation has divided by zero.
-        SingularMatrixError: smoothed aggregation has.
-    """
-    if kind != "sa" and matrix.dtype.kind != "c":
-        with np.errstate(all="ignore"):
-            made = ruge_stuben_solver(
-                matrix,
-                interpolation="classical" if _dominant(matrix) else "direct",
-                presmoother=None,
-                postsmoother=None,
-                max_coarse=_COARSEST,
-            )
-        if _finite(made.levels):
-            return list(made.levels)
-        if kind == "rs":
-            raise InvalidOptionError(
-                "Ruge-Stüben interpolation does not exist for this matrix: use preconditioner 'amg(kind=sa)'",
-                option="preconditioner",
-            )
-    with np.errstate(all="ignore"):
-        made = smoothed_aggregation_solver(
-            matrix,
-            symmetry="hermitian" if hermitian else "nonsymmetric",
-            # "local" weights come from row sums; the default estimates a norm from a random vector.
-            smooth=("jacobi", {"weighting": "local"}),
-            presmoother=None,
-            postsmoother=None,
-            max_coarse=_COARSEST,
-        )
-    if not _finite(made.levels):
-        raise no_pivot("amg")
-    return list(made.levels)
-
-
-def _dominant(matrix: Any) -> bool:
-    """No entry off the diagonal is positive, and none of the rows has a negative sum (but for rounding).
-
-    Classical interpolation needs somewhat fewer iterations than direct; elsewhere it may divide by
-    zero, and pyamg then writes to the standard output of the process.
-    """
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    entries = diagonal(matrix)
-    sums = np.asarray(matrix.sum(axis=1))
-    signs = bool(np.all(matrix.data[rows != matrix.indices] <= 0))
-    return signs and bool(np.all(sums >= -1e-12 * entries))
-
-
-def _finite(levels: list[Any]) -> bool:
-    return all(np.isfinite(level.A.data).all() for level in levels)
-
-
 def _direct(matrix: Any) -> Any:
     """SuperLU of the coarsest matrix, which may be large where there was nothing to coarsen."""
     try:
@@ -223,11 +130,7 @@ def _direct(matrix: Any) -> Any:
     except RuntimeError as error:  # SciPy has no type of its own for this failure
         if "singular" not in str(error):
             raise
-        raise SingularMatrixError(
-            "preconditioner 'amg' would be exactly singular, as its coarsest level is: use preconditioner 'ilut' "
-            "or a direct method, or solve A + shift*I",
-            kind="numeric",
-        ) from error
+        raise singular_level() from error
 
 
 def _times(matrix: Any, rows: Array, trans: Trans = "N") -> Array:

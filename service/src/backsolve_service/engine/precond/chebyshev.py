@@ -30,6 +30,11 @@ class Chebyshev(Preconditioner):
         a: Hermitian with a positive diagonal.
         degree: of p.
 
+    Attributes:
+        scaling: `[n]` of D^(-1/2).
+        matrix: S.
+        steps: of the recurrence, the first without a step before it.
+
     Raises:
         NotPositiveDefiniteError: not Hermitian, or a diagonal entry is not positive.
 
@@ -37,36 +42,42 @@ class Chebyshev(Preconditioner):
     """
 
     def __init__(self, a: Any, degree: int) -> None:
-        self._s, self._matrix = unit_diagonal(a, "chebyshev")
-        self._degree = degree
-        self._low, self._high = _interval(self._matrix)
+        self.scaling, self.matrix = unit_diagonal(a, "chebyshev")
+        self.steps = _steps(*_interval(self.matrix), degree)
 
     @property
     def nbytes(self) -> int:
         """Bytes of S and its scaling; the pattern is A's own."""
-        values = self._matrix if isinstance(self._matrix, np.ndarray) else self._matrix.data
-        return int(self._s.nbytes + values.nbytes)
+        values = self.matrix if isinstance(self.matrix, np.ndarray) else self.matrix.data
+        return int(self.scaling.nbytes + values.nbytes)
 
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`."""
-        centre, radius = (self._high + self._low) / 2, (self._high - self._low) / 2
-        r = residuals * self._s
-        step = r / centre
+        r = residuals * self.scaling
+        step = self.steps[0][1] * r
         x = step.copy()
-        sigma = radius / centre
-        rho = sigma
-        for _ in range(self._degree):
-            r = r - _times(self._matrix, step)
-            following = 1 / (2 / sigma - rho) if sigma else 0.0
-            # Where low = high one step solves exactly: r is zero already.
-            step = following * rho * step + (2 * following / radius if radius else 1 / centre) * r
-            rho = following
+        for before, now in self.steps[1:]:
+            r = r - _times(self.matrix, step)
+            step = before * step + now * r
             x += step
-        return x * self._s
+        return x * self.scaling
 
     def apply_adjoint(self, residuals: Array) -> Array:
         """M is Hermitian."""
         return self.apply(residuals)
+
+
+def _steps(low: float, high: float, degree: int) -> tuple[tuple[float, float], ...]:
+    """The recurrence of p: each step is the one before times the first number, plus the residual times the second."""
+    centre, radius = (high + low) / 2, (high - low) / 2
+    sigma = radius / centre
+    rho, found = sigma, [(0.0, 1 / centre)]
+    for _ in range(degree):
+        following = 1 / (2 / sigma - rho) if sigma else 0.0
+        # Where low = high one step solves exactly: r is zero already.
+        found.append((following * rho, 2 * following / radius if radius else 1 / centre))
+        rho = following
+    return tuple(found)
 
 
 def _interval(matrix: Any) -> tuple[float, float]:
