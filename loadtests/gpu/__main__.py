@@ -52,6 +52,8 @@ def every(device: str, rounds: int) -> Iterator[Figure]:
     """All figures, each as soon as it is there."""
     for side in SIDES:
         yield from figures.sparse(side, device, rounds)
+    for side in SIDES:
+        yield from figures.preconditioners(side, device, rounds)
     for n in ORDERS:
         yield from figures.dense(n, device, rounds)
     for side in CUDSS_SIDES:

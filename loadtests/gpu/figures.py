@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, diags_array, eye_array, kron
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import Trans
+from backsolve_service.engine.accelerator.build import build
 from backsolve_service.engine.accelerator.cg import conjugate_gradients
 from backsolve_service.engine.accelerator.operator import DeviceOperator
 from backsolve_service.engine.accelerator.pattern import analyze
@@ -23,6 +24,7 @@ from backsolve_service.engine.direct.cudss.handles import Dense, Sparse, Work, h
 from backsolve_service.engine.direct.cudss.library import installed
 from backsolve_service.engine.direct.cudss.plans import Plan
 from backsolve_service.engine.operand import Operand
+from backsolve_service.engine.precond.hierarchy import hierarchy
 from backsolve_service.engine.registry import solver
 
 from .clock import seconds
@@ -101,6 +103,31 @@ def _iterate(operator: DeviceOperator, inverse: torch.Tensor, n: int, k: int, de
         cancelled=lambda: False,
     )
     conjugate_gradients(problem)
+
+
+def preconditioners(side: int, device: str, rounds: int) -> Iterator[Figure]:
+    """One application of those that are more than a number a row, and whole solves with them, from and to the host."""
+    m = laplacian(side)
+    operand = Operand(m)
+    levels = hierarchy(operand.wide[0], "auto").steps
+    stored = int(m.values.nbytes) + m.pattern.nbytes
+    cycle = sum(4 * _nbytes(step.matrix) + _nbytes(step.restriction) + _nbytes(step.prolongation) for step in levels)
+    for spelled, moved in (("amg", cycle), ("chebyshev(degree=4)", 4 * stored)):
+        built = build(spelled, operand, 0, device)
+        for k in (1, BLOCK):
+            rows = torch.ones(k, m.n, dtype=torch.float64, device=device)
+            taken = seconds(partial(built.apply, rows, "N"), device, rounds)
+            yield Figure(f"{spelled}, {k} columns", m.n, taken, moved + 16 * k * m.n)
+    for spelled in ("jacobi", "amg", "chebyshev(degree=4)"):
+        chosen, spec = solver("cg", "cuda"), FactorSpec("cg", spelled, "float64", device)
+        factor = chosen.factorize(chosen.analyze(m.pattern, spec), operand, spec)
+        b = np.random.default_rng(SEED).standard_normal((m.n, 1))
+        taken = seconds(partial(factor.solve, b, "N", Controls()), device, max(rounds // 10, 3), warm=1)
+        yield Figure(f"CG with {spelled}, host to host", m.n, taken, None)
+
+
+def _nbytes(a: Any) -> int:
+    return int(a.data.nbytes + a.indices.nbytes + a.indptr.nbytes)
 
 
 def dense(n: int, device: str, rounds: int) -> Iterator[Figure]:

@@ -40,11 +40,11 @@ def test_every_operation_runs_and_has_its_line(monkeypatch):
     monkeypatch.setattr(bench, "ORDERS", (16,))
     monkeypatch.setattr(bench, "CUDSS_SIDES", (6,))
     measured = list(bench.every("cpu", rounds=2))
-    assert len(measured) == 6 + 3 + 3 + 4
+    assert len(measured) == 6 + 7 + 3 + 3 + 4
     assert all(math.isfinite(figure.seconds) for figure in measured)
     product = measured[0]
     # 36 rows, 156 entries: numbers, places, and a vector in and out.
     assert product.nbytes == 156 * 8 + 156 * 4 + 37 * 4 + 2 * 36 * 8
     assert bench.line(product, 1e9).endswith("% of a copy")
-    assert "GFLOP/s" in measured[6].operation
+    assert "GFLOP/s" in measured[13].operation
     assert copy_bandwidth("cpu", rounds=1) > 0

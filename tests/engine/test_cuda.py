@@ -44,8 +44,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_trans = pytest.mark.parametrize("trans", TRANS)
 
 
-def kind(method: str) -> str:
-    return KINDS.get(ROWS[method].needs, "general")
+def kind(method: str, preconditioner: str | None = None) -> str:
+    return "definite" if preconditioner == "chebyshev" else KINDS.get(ROWS[method].needs, "general")
 
 
 def factor(method: str, a: np.ndarray, layout: str = "dense", preconditioner: str | None = None) -> Factor:
@@ -80,7 +80,7 @@ def test_the_factor_lies_on_the_device(method: str, dtype: str):
 @each_trans
 @pytest.mark.parametrize("k", [1, 7])
 def test_agrees_with_lapack(method, layout, preconditioner, dtype, trans, k):
-    a, b = array(kind(method), dtype), numbers((40, k), dtype, 118_093_557)
+    a, b = array(kind(method, preconditioner), dtype), numbers((40, k), dtype, 118_093_557)
     got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
     assert got.statuses == ((Status.OK,) * k,)
     close(got.x, a, b, trans, dtype)
@@ -90,7 +90,7 @@ def test_agrees_with_lapack(method, layout, preconditioner, dtype, trans, k):
 @each_dtype
 @each_trans
 def test_the_certificate_is_what_the_answer_shows(method, layout, preconditioner, dtype, trans):
-    a, b = array(kind(method), dtype), numbers((40, 2), dtype, 640_071_198)
+    a, b = array(kind(method, preconditioner), dtype), numbers((40, 2), dtype, 640_071_198)
     got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
     residual = b - op(a, trans) @ got.x
     expected = np.linalg.norm(residual, axis=0) / np.linalg.norm(b, axis=0)
@@ -101,7 +101,7 @@ def test_the_certificate_is_what_the_answer_shows(method, layout, preconditioner
 @each_dtype
 @each_trans
 def test_a_batch_agrees_with_lapack(method, layout, preconditioner, dtype, trans):
-    a, b = batch(kind(method), dtype), numbers((3, 40, 2), dtype, 945_210_386)
+    a, b = batch(kind(method, preconditioner), dtype), numbers((3, 40, 2), dtype, 945_210_386)
     if layout == "csr":  # one pattern, of the first
         a = np.where(a[:1] != 0, np.stack([a[0] * scale for scale in (1, 2, 3)]), 0).astype(dtype)
     got = answer(factor(method, a, layout, preconditioner), b, trans, Controls())
@@ -112,7 +112,7 @@ def test_a_batch_agrees_with_lapack(method, layout, preconditioner, dtype, trans
 @each_way
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_answers_scale_with_the_right_hand_side(method, layout, preconditioner, scale):
-    a, b = array(kind(method), "float64"), numbers((40, 2), "float64", 27_610_553)
+    a, b = array(kind(method, preconditioner), "float64"), numbers((40, 2), "float64", 27_610_553)
     f = factor(method, a, layout, preconditioner)
     got = answer(f, scale * b, "N", Controls())
     assert got.statuses == ((Status.OK,) * 2,)
@@ -121,7 +121,7 @@ def test_answers_scale_with_the_right_hand_side(method, layout, preconditioner, 
 
 @each_way
 def test_threads_share_a_factor(method, layout, preconditioner):
-    a, b = array(kind(method), "float64"), numbers((4, 40, 3), "float64", 12_880_934)
+    a, b = array(kind(method, preconditioner), "float64"), numbers((4, 40, 3), "float64", 12_880_934)
     f, answers = factor(method, a, layout, preconditioner), {}
 
     def solve(index: int) -> None:
@@ -163,13 +163,17 @@ def test_an_iteration_can_be_cancelled():
         f.solve(np.ones((900, 1)), "N", Controls(cancelled=lambda: True))
 
 
-def test_the_device_takes_the_steps_of_the_cpu():
-    m, b = poisson(60), numbers((3600, 3), "float64", 83_355_014)
-    iterations = []
+@pytest.mark.parametrize("preconditioner", ["jacobi", "amg", "amg(kind=sa)", "chebyshev(degree=3)"])
+@pytest.mark.parametrize("method", ["cg", "gmres"])
+def test_the_device_takes_the_steps_of_the_cpu(method, preconditioner):
+    """The same code on torch's CPU, with levels enough for multigrid."""
+    m, b = poisson(60, shift=0.01), numbers((3600, 3), "float64", 83_355_014)
+    chosen, iterations = solver(method, DEVICE), []
     for device in ("cpu", DEVICE):
-        chosen = solver("cg", device)
-        f = chosen.factorize(chosen.analyze(m.pattern), Operand(m), FactorSpec("cg", "jacobi", "float64", device))
-        iterations.append(answer(f, b, "N", Controls()).iterations[0])
+        spec = FactorSpec(method, preconditioner, "float64", device)
+        got = answer(chosen.factorize(chosen.analyze(m.pattern, spec), Operand(m), spec), b, "N", Controls())
+        assert got.statuses == ((Status.OK,) * 3,)
+        iterations.append(got.iterations[0])
     assert iterations[0] == pytest.approx(iterations[1], abs=2)
 
 
