@@ -43,7 +43,8 @@ class Chebyshev(Preconditioner):
 
     def __init__(self, a: Any, degree: int) -> None:
         self.scaling, self.matrix = unit_diagonal(a, "chebyshev")
-        self.steps = _steps(*_interval(self.matrix), degree)
+        self._low, self._high = _interval(self.matrix)
+        self.steps = _steps(self._low, self._high, degree)
 
     @property
     def nbytes(self) -> int:
