@@ -63,6 +63,17 @@ class Message:
     document: dict[str, Any]
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor lies in its body, which may still be arriving: bytes `begin` to `end` from the body's start."""
+
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 def aligned(nbytes: int) -> NDArray[np.uint8]:
     """An uninitialised buffer of `nbytes` that begins on a 64-byte boundary."""
     raw = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
@@ -107,12 +118,7 @@ def decode(buffer: NDArray[np.uint8], data: NDArray[np.uint8] | None = None) -> 
         MalformedError: it is not such a body. Nothing in the text comes from the body.
         InvalidDtypeError: a tensor has an element type that is not read here.
     """
-    start, header = _read_header(buffer)
-    metadata = header.pop("__metadata__", {})
-    text = metadata.get(_DOCUMENT, "{}") if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise MalformedError(f"__metadata__ must be an object of strings; the call's document goes under {_DOCUMENT!r}")
-    document = _json_object(text, "the document in the metadata")
+    start, header, document = _read_both(buffer)
     if data is None:
         data = buffer[start:]
     elif start != buffer.size:
@@ -127,6 +133,43 @@ def decode(buffer: NDArray[np.uint8], data: NDArray[np.uint8] | None = None) -> 
     for name in _names_list(document.pop(_COMPLEX, [])):
         tensors[name] = _from_pairs(tensors.get(name))
     return Message(tensors, document)
+
+
+def announced(buffer: NDArray[np.uint8], position: int) -> tuple[dict[str, Span], dict[str, Any]] | None:
+    """What the header of a body says before the tensors are there.
+
+    Args:
+        buffer: room for the whole body.
+        position: bytes of it that have arrived.
+
+    Returns:
+        The tensors by name and the document; None while the header is not complete.
+
+    Raises:
+        MalformedError, InvalidDtypeError: as `decode`, which checks more.
+    """
+    if position < 8 or position < 8 + int.from_bytes(buffer[:8].tobytes(), "little") <= buffer.size:
+        return None
+    start, header, document = _read_both(buffer)
+    spans = {}
+    for name, entry in header.items():
+        dtype, shape, begin, end = _check_entry(entry, buffer.size - start)
+        spans[name] = Span(dtype, shape, start + begin, start + end)
+    for name in _names_list(document.pop(_COMPLEX, [])):
+        span = spans.get(name)
+        if span is not None and span.shape:
+            spans[name] = Span(np.dtype(np.complex128), span.shape[:-1], span.begin, span.end)
+    return spans, document
+
+
+def _read_both(buffer: NDArray[np.uint8]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Where the tensors begin, their entries, and the document."""
+    start, header = _read_header(buffer)
+    metadata = header.pop("__metadata__", {})
+    text = metadata.get(_DOCUMENT, "{}") if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise MalformedError(f"__metadata__ must be an object of strings; the call's document goes under {_DOCUMENT!r}")
+    return start, header, _json_object(text, "the document in the metadata")
 
 
 def _type_name(name: str, array: Array) -> str:

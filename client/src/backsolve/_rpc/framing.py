@@ -5,7 +5,7 @@ copied into arrays which are allocated once, from sizes that were checked before
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -77,6 +77,15 @@ def tensors(message: Message) -> dict[str, types_pb2.Tensor]:
     return {field.name: value for field, value in message.ListFields() if field.message_type is kind}
 
 
+def kinds(message: Message) -> dict[str, tuple["np.dtype[Any]", tuple[int, ...]]]:
+    """Element type and shape of the tensors that are set in a message, by field name.
+
+    Raises:
+        MalformedError: sizes that contradict each other.
+    """
+    return {name: (_checked(name, tensor), tuple(tensor.shape)) for name, tensor in tensors(message).items()}
+
+
 def embed(message: Message, arrays: Mapping[str, Array]) -> None:
     """Put the data of `arrays` into the tensors of `message` that describe them."""
     for name, array in arrays.items():
@@ -105,6 +114,10 @@ class Assembler:
         message: its tensors carry all of their data or none.
         max_payload_bytes: limit on the sum of the declared sizes; None for no limit.
 
+    Attributes:
+        size: sum of the declared sizes.
+        watch: if set, hears of every chunk's tensor, by field name, and of its bytes once they are in place.
+
     Raises:
         MalformedError: sizes that contradict each other.
         PayloadTooLargeError: more than the limit; nothing has been allocated.
@@ -112,8 +125,10 @@ class Assembler:
     """
 
     def __init__(self, message: Message, max_payload_bytes: int | None) -> None:
+        self.watch: Callable[[str, NDArray[np.uint8]], None] | None = None
+        self._names: dict[int, str] = {}
         declared = tensors(message)
-        kinds = {name: _checked(name, tensor) for name, tensor in declared.items()}
+        checked = {name: _checked(name, tensor) for name, tensor in declared.items()}
         size = payload_bytes(message)
         if max_payload_bytes is not None and size > max_payload_bytes:
             raise PayloadTooLargeError(
@@ -128,7 +143,7 @@ class Assembler:
         self._filled: dict[int, int] = {}
         try:
             for name, tensor in declared.items():
-                self._allocate(message.DESCRIPTOR.fields_by_name[name].number, name, tensor, kinds[name])
+                self._allocate(message.DESCRIPTOR.fields_by_name[name].number, name, tensor, checked[name])
         except MemoryError as error:
             raise MemoryBudgetError(f"no memory for a call of {size} bytes: send less at a time", size=size) from error
 
@@ -139,7 +154,7 @@ class Assembler:
         if tensor.data:
             np.copyto(flat, np.frombuffer(tensor.data, np.uint8))
         elif flat.size:
-            self._targets[number], self._filled[number] = flat, 0
+            self._targets[number], self._filled[number], self._names[number] = flat, 0, name
 
     @property
     def complete(self) -> bool:
@@ -167,6 +182,8 @@ class Assembler:
         # copyto releases the GIL; assigning slices of memoryviews does not.
         np.copyto(target[filled:end], np.frombuffer(data, np.uint8))
         self._filled[number] = end
+        if self.watch is not None:
+            self.watch(self._names[number], target[filled:end])
         if end == target.size:
             del self._targets[number]
 

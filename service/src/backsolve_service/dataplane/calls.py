@@ -16,7 +16,7 @@ from backsolve.errors import (
     NonfiniteInputError,
     PayloadTooLargeError,
 )
-from backsolve.fingerprint import matrix_ref
+from backsolve.fingerprint import Taken, matrix_ref
 from backsolve.gradient import adjoint, parameters_gradient, parameters_tangent_rhs
 from backsolve.matrix import Matrix, standing_on
 from backsolve.pattern import DensePattern, StructuredPattern, check_square
@@ -152,7 +152,7 @@ class Calls:
             return False
         return self._answering.small_at_hand(Operand(Matrix(pattern, values)), call.options)
 
-    def put(self, call: PutCall, context: CallContext) -> MatrixRef:
+    def put(self, call: PutCall, context: CallContext, taken: Taken | None = None) -> MatrixRef:
         """Check, hash and keep a matrix."""
         matrix = call.matrix
         size = matrix.values.nbytes + matrix.pattern.nbytes
@@ -165,8 +165,10 @@ class Calls:
         base = None if matrix.base is None else self.base(matrix.base.ref, context)
         self._telemetry.count("uploads")
         started = time.perf_counter()
-        ref = matrix_ref(matrix.pattern, matrix.values, None if base is None else base.ref)
+        taken = taken or Taken()
+        ref = matrix_ref(matrix.pattern, matrix.values, None if base is None else base.ref, taken)
         hashed = time.perf_counter() - started
+        hashed += sum(running.seconds for running in (taken.pattern, taken.values) if running is not None)
         self._telemetry.phase("hash", hashed)
         check_digests(call.ref, ref)
         if self._cache.holding(context.tenant, ref) in (Holding.VALUES, Holding.FACTOR):

@@ -16,6 +16,7 @@ from backsolve.errors import (
     NeedMatrixError,
     PayloadTooLargeError,
 )
+from backsolve.fingerprint import Taken
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern
 from backsolve.types import (
@@ -157,10 +158,15 @@ class DataPlane:
         """
         return not isinstance(call, JvpCall) and self._calls.at_hand(call, context, most_bytes)
 
-    def put(self, call: PutCall, context: CallContext) -> MatrixRef:
+    def put(self, call: PutCall, context: CallContext, taken: Taken | None = None) -> MatrixRef:
         """Keep a matrix under the digests of what was received, which become this plane's own.
 
         The matrix's arrays must not be written to afterwards. Idempotent.
+
+        Args:
+            call: the matrix, and the digests that its sender says.
+            context: of the call.
+            taken: digests that the transport took of the arrays' bytes as they arrived, never the sender's.
 
         Raises:
             DigestMismatchError: the data are not what `call.ref` says.
@@ -168,7 +174,7 @@ class DataPlane:
             PayloadTooLargeError, MemoryBudgetError: there is no room for it.
         """
         size = call.matrix.values.nbytes + (0 if call.values_only else call.matrix.pattern.nbytes)
-        return self._request("put", context, size, lambda: self._calls.put(call, context), lambda _: 0)
+        return self._request("put", context, size, lambda: self._calls.put(call, context, taken), lambda _: 0)
 
     def pattern(self, digest: bytes, context: CallContext) -> tuple[AnyPattern, Matrix | None]:
         """The pattern that values sent alone belong to, and the matrix that it stands on if it is of updates.

@@ -1,13 +1,15 @@
 """The services `Solver` and `Matrices`: messages in, the data plane, messages out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from backsolve._rpc import calls, framing, replies, streams
 from backsolve._transports.base import SolveReply, VjpReply
 from backsolve.errors import PayloadTooLargeError
+from backsolve.pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from backsolve.v1 import solver_pb2 as solver
 
+from ..arriving import LEAST_BYTES, UploadDigests
 from ..context import CallContext
 from .admission import Admission
 from .reading import check_readable
@@ -35,6 +37,22 @@ def _check_unary(payload: int, stream: str) -> None:
             limit=framing.UNARY_BYTES,
             size=payload,
         )
+
+
+_LAYOUTS: Mapping[int, str] = {
+    solver.LAYOUT_CSR: Pattern.layout,
+    solver.LAYOUT_DENSE: DensePattern.layout,
+    solver.LAYOUT_STRUCTURED: StructuredPattern.layout,
+}
+
+
+def _digests(header: solver.PutRequest, held: AnyPattern | None) -> UploadDigests | None:
+    """What takes the digests of a large upload as it arrives; `held` is the pattern that its values are for."""
+    layout = _LAYOUTS.get(header.layout) if held is None else held.layout
+    if layout is None or framing.payload_bytes(header) < LEAST_BYTES:
+        return None
+    shape = (header.n, header.columns if header.HasField("columns") else header.n)
+    return UploadDigests(layout, shape if held is None else None, framing.kinds(header))
 
 
 @final
@@ -170,9 +188,12 @@ class MatricesServicer:
                 held, base = None, None if named is None else self._plane.base(named, call)
                 if header.values_only:
                     held, base = self._plane.pattern(ref.pattern, call)
+                digests = _digests(header, held)
+                target.watch = None if digests is None else digests.add
                 streams.receive(watched, target)
             put = calls.decode_put(header, target.finish(), held, base)
-            return solver.PutResponse(matrix=calls.encode_ref(self._plane.put(put, call)))
+            taken = None if digests is None else digests.taken
+            return solver.PutResponse(matrix=calls.encode_ref(self._plane.put(put, call, taken)))
 
     def Release(self, request: solver.ReleaseRequest, context: Any) -> Any:  # noqa: N802
         """Take the hint that this caller needs a matrix no longer."""

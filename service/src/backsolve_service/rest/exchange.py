@@ -126,12 +126,18 @@ class Exchange:
             )
         return size
 
-    async def read(self, size: int, allocate: Callable[[int], NDArray[np.uint8]] = aligned) -> NDArray[np.uint8]:
+    async def read(
+        self,
+        size: int,
+        allocate: Callable[[int], NDArray[np.uint8]] = aligned,
+        watch: Callable[[NDArray[np.uint8], int], None] | None = None,
+    ) -> NDArray[np.uint8]:
         """The whole body, of `size` bytes, in one aligned buffer.
 
         Args:
             size: that was announced.
             allocate: makes the buffer.
+            watch: hears how many bytes of the buffer have arrived, whenever some have.
 
         Raises:
             MalformedError: it ended early, or stalled.
@@ -144,8 +150,10 @@ class Exchange:
         try:
             async with asyncio.timeout(STALL_SECONDS) as patience:
 
-                def came(_: int) -> None:
+                def came(count: int) -> None:
                     patience.reschedule(loop.time() + STALL_SECONDS)
+                    if watch is not None:
+                        watch(buffer, position + count)
 
                 while self._unread:
                     message = await self.receive()
@@ -157,7 +165,7 @@ class Exchange:
                         raise MalformedError("the body is longer than its Content-Length")
                     view[position:end] = chunk
                     position = end
-                    came(position)
+                    came(0)
                     if into is not None and size - position >= LEAST_BYTES:
                         position += await into(view[position:], came)
                         self._unread = False

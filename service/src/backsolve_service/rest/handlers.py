@@ -16,14 +16,17 @@ from backsolve._rest.documents import info_to_json, ref_from_key
 from backsolve._rest.messages import put_base, read_put
 from backsolve._transports.base import PutCall
 from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
+from backsolve.fingerprint import Taken
 from backsolve.matrix import Matrix
 from backsolve.types import Holding, MatrixRef
 
+from ..arriving import LEAST_BYTES
 from ..context import CallContext
 from ..sharing.registry import Registry
 from . import uploads
 from .buffers import Buffers
 from .exchange import Exchange, Reply, query_choice
+from .hashing import BodyDigests
 from .media import JSON, reply_type, request_type, timeout_seconds
 from .operations import Job, Request
 from .shared import Sharing, sharing_of
@@ -145,11 +148,17 @@ class Handlers:
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         with self._room(size):
-            body = await exchange.read(size - sharing.nbytes)
-            reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, context))
+            digests = None
+            if size >= LEAST_BYTES and not sharing.nbytes:
+                digests = BodyDigests(self._pool, lambda: self._plane.pattern(ref.pattern, context)[0].layout)
+            body = await exchange.read(size - sharing.nbytes, watch=None if digests is None else digests.came)
+            taken = Taken() if digests is None else await digests.taken()
+            reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, taken, context))
         await exchange.reply(reply)
 
-    def _store(self, ref: MatrixRef, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
+    def _store(
+        self, ref: MatrixRef, inline: NDArray[np.uint8], sharing: Sharing, taken: Taken, context: CallContext
+    ) -> Reply:
         body = sharing.gather(inline)
         message = decode(body)
         named = put_base(message)
@@ -160,7 +169,7 @@ class Handlers:
             pattern, base = self._plane.pattern(ref.pattern, context)
         matrix = Matrix(pattern, uploads.own(values, body), base)
         held = self._holding(ref, context) in _HELD
-        stored = self._plane.put(PutCall(ref, matrix, values_only), context)
+        stored = self._plane.put(PutCall(ref, matrix, values_only), context, taken)
         if stored != ref:
             raise DigestMismatchError("the matrix received does not have the digests of its address: send it again")
         return _accepted(stored, matrix, held)
