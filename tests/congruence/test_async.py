@@ -14,6 +14,7 @@ import pytest
 from backsolve import AsyncClient, Client
 from backsolve._aio.connection import MOST_CONNECTIONS
 from backsolve._transports.base import SolveCall, SolveReply
+from backsolve._transports.http import HttpTransport
 from backsolve.errors import CancelledError, DeadlineError, NotConvergedWarning
 from backsolve_service.context import CallContext
 from backsolve_service.embedded import EmbeddedTransport
@@ -175,7 +176,11 @@ def hanging(way: str) -> Iterator[tuple[Hanging, Opening]]:
             server.stop()
     else:
         with serving(told.plane, max_threads=96) as rest:
-            yield told, lambda **more: AsyncClient(f"http://127.0.0.1:{rest.port}", **more)
+            url = f"http://127.0.0.1:{rest.port}"
+            if way == "http":
+                yield told, lambda **more: AsyncClient(url, **more)
+            else:
+                yield told, lambda **more: AsyncClient(transport=HttpTransport(url), **more)
             told.over.set()
 
 
@@ -186,7 +191,7 @@ async def until(found: threading.Semaphore) -> None:
 LONG, SHORT = (np.eye(3), np.ones(3)), (np.eye(2), np.ones(2))
 
 
-@pytest.mark.parametrize("way", ["embedded", "http", "grpc"])
+@pytest.mark.parametrize("way", ["embedded", "http", "grpc", "http on threads"])
 def test_a_cancelled_call_is_taken_back_and_the_next_ones_are_served(way: str) -> None:
     async def main(told: Hanging, opening: Opening) -> None:
         async with opening() as client:
@@ -222,7 +227,7 @@ def test_cancelled_calls_give_their_connections_back() -> None:
         asyncio.run(main(told, opening))
 
 
-@pytest.mark.parametrize("way", ["embedded", "http", "grpc"])
+@pytest.mark.parametrize("way", ["embedded", "http", "grpc", "http on threads"])
 def test_other_tasks_run_while_a_solve_does(way: str) -> None:
     """The solve ends because a task of the same loop lets it end."""
 

@@ -1,6 +1,8 @@
 """HttpTransport over real sockets: every call, and everything that servers, proxies and networks do wrong."""
 
+import contextlib
 import os
+import socket
 import ssl
 import subprocess
 import threading
@@ -434,6 +436,40 @@ def test_tls(plane: DataPlane, certificate: tuple[Path, Path]) -> None:
             plain_http.info(TIMEOUT)
         for opened in (transport, stranger, plain_http):
             opened.close()
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+def test_over_tls_the_end_of_the_connection_may_end_a_reply(certificate: tuple[Path, Path], farewell: bool) -> None:
+    """With TLS's own farewell or without: the second request meets an end of either kind as well, and is repeated."""
+    cert, key = map(str, certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    length = next(line for line in good_reply().split(b"\r\n") if line.startswith(b"content-length"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    served: list[int] = []
+
+    def run() -> None:
+        for answers in ((good_reply(), b""), (good_reply().replace(length + b"\r\n", b""),)):
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True) as connection:
+                for answer in answers:
+                    while not connection.recv(65536).endswith(b"\0\xf0?"):  # the last bytes of b
+                        pass
+                    connection.sendall(answer)
+                served.append(len(answers))
+                if farewell:
+                    with contextlib.suppress(OSError):
+                        connection.unwrap()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    transport = HttpTransport(f"https://127.0.0.1:{listener.getsockname()[1]}", ca_file=cert)
+    for _ in range(2):
+        np.testing.assert_array_equal(transport.solve(CALL, TIMEOUT).x, np.ones(3))
+    transport.close()
+    thread.join(TIMEOUT)
+    listener.close()
+    assert served == [2, 1]
 
 
 def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
