@@ -197,8 +197,10 @@ def test_a_name_is_looked_up_again_and_what_is_known_stays() -> None:
     with fleet.visit(key) as busy:
         assert busy is first
         assert fleet.found(["10.0.0.2", "10.0.0.3"]) == [], "a call is under way there"
+        assert fleet.known == (*fleet.members, first)
     assert fleet.members[0] is second
     assert fleet.found(["10.0.0.2", "10.0.0.3"]) == [first]
+    assert fleet.known == fleet.members
     assert fleet.found(["10.0.0.2", "10.0.0.3"]) == []
 
 

@@ -182,7 +182,9 @@ def test_a_name_is_looked_up(way: str, server: ServerProcess, monkeypatch: pytes
     port = server.http_port if way == "http" else server.grpc_port
     url = f"dns+{way}://localhost:{port}"
     with Client(url) as client:
+        assert client.empty(3).shape == (3,)
         assert client.solve(np.eye(2), np.ones(2)).x.tolist() == [1.0, 1.0]
+        assert client.empty(3).shape == (3,)
         assert [state.url for state in client.replicas()] == [f"{way}://127.0.0.1:{port}"]
 
     async def main() -> list[float]:

@@ -108,6 +108,11 @@ class Fleet:
         """The replicas, in the order in which they were named."""
         return tuple(self._members)
 
+    @property
+    def known(self) -> tuple[Replica, ...]:
+        """The replicas, and those that are gone while calls are under way there."""
+        return (*self._members, *self._leaving)
+
     # -- names that are looked up ----------------------------------------------------------
 
     def to_look_up(self) -> Endpoint | None:

@@ -51,8 +51,9 @@ class Session:
     def close(self) -> None:
         """Free what the transports hold."""
         self._closed = True
-        for transport in self.transports:
-            transport.close()
+        for replica in self.exchange.fleet.known:
+            if replica.carrier is not None:
+                replica.carrier.close()
 
     def _do(self, step: Step) -> Any:
         match step:

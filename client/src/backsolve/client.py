@@ -387,7 +387,9 @@ class Client:
             InvalidDtypeError: another element type.
             InvalidShapeError: a negative size.
         """
-        return self.transport.empty(*operands.allocated(shape, dtype))
+        sizes, kind = operands.allocated(shape, dtype)
+        opened = self._session.transports
+        return opened[0].empty(sizes, kind) if opened else np.empty(sizes, kind)
 
     @property
     def transport(self) -> Transport:

@@ -60,8 +60,9 @@ class AsyncSession:
         """Free what the transports hold."""
         self._closed = True
         self._threads.close()
-        for transport in self.transports:
-            await transport.close()
+        for replica in self.exchange.fleet.known:
+            if replica.carrier is not None:
+                await replica.carrier.close()
 
     async def _do(self, step: Step) -> Any:
         match step:
