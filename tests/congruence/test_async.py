@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 
 from backsolve import AsyncClient, Client
 from backsolve._aio.connection import MOST_CONNECTIONS
@@ -36,7 +37,8 @@ def url(request: pytest.FixtureRequest) -> str:
     return running.url(request.param)
 
 
-def test_two_hundred_callers_get_their_own_answers(url: str) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_two_hundred_callers_get_their_own_answers(url: str, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     a = convection(9, seed=318_604_275)
     a.data += np.random.default_rng().standard_normal() * 1e-3
     exact = np.linalg.inv(a.toarray())
@@ -54,7 +56,8 @@ def test_two_hundred_callers_get_their_own_answers(url: str) -> None:
             errors = await asyncio.gather(*(call(client, seed) for seed in range(540_300, 540_500)))
             return errors, (await client.stats())["factorizations"] - before["factorizations"]
 
-    errors, factorizations = asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        errors, factorizations = runner.run(main())
     assert max(errors) < 1e-10
     assert factorizations == 1
 

@@ -54,8 +54,8 @@ class AsyncClient:
     threads, 32 at most. Operands of 256 KiB or more are also hashed on threads. Further calls wait for their turn,
     within their time. A cancelled call is taken back: the connection is closed, and the server stops working for it.
 
-    An object serves any number of event loops, one after the other or at once, and a forked child; it is pickled as a
-    `Client` is. Usable as `async with`; otherwise `await client.close()`.
+    An object serves any number of event loops (asyncio's or uvloop's), one after the other or at once, and a forked
+    child; it is pickled as a `Client` is. Usable as `async with`; otherwise `await client.close()`.
 
     Args:
         url, token, timeout, ca_file: as for `Client`.
