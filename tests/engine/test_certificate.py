@@ -54,7 +54,8 @@ def test_refinement_leaves_good_columns_alone():
 def test_a_factor_that_cannot_help_is_flagged():
     f = spoiled(factor(DENSE, array("general", "float64")), digits=-1)
     got = answer(f, numbers((40, 1), "float64", 64_027_120), "N", Controls())
-    assert got.statuses == ((Status.ILL_CONDITIONED,),)
+    assert got.backward_error.max() > 1e-3
+    assert got.statuses == ((Status.STAGNATION,),)  # x solves another system: a warning is not enough
 
 
 @pytest.mark.parametrize("rtol", [1e-15, 1e-14, 1e-12])
@@ -182,7 +183,7 @@ def test_pivoting_is_redone_where_the_diagonal_was_a_bad_pivot(kind, monkeypatch
     monkeypatch.setattr(superlu, "_backward_errors", lambda operand, ordering, handles: np.zeros(len(handles)))
     unprobed = answer(factor(SPARSE, a), b, "N", Controls(refine=0))
     assert unprobed.relative_residual.max() > 1e-3
-    assert unprobed.statuses == ((Status.ILL_CONDITIONED,),)
+    assert unprobed.statuses == ((Status.STAGNATION,),)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])

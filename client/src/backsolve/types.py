@@ -90,8 +90,8 @@ class Status(Enum):
 _ADVICE: Mapping[Status, str] = {
     Status.OK: "the answer meets the tolerance",
     Status.MAX_ITER: "the iteration limit came before the tolerance: raise maxiter, or use a direct method",
-    Status.STAGNATION: "the residual stopped falling before the tolerance: loosen rtol, use a direct method, or "
-    "precision='full' in place of 'mixed'",
+    Status.STAGNATION: "the residual stopped falling before the tolerance: loosen rtol, use a direct method (if this "
+    "is one, another), or precision='full' in place of 'mixed'",
     Status.BREAKDOWN: "the iteration met a zero denominator: use a direct method such as 'superlu' or 'lu'",
     Status.SINGULAR_STRUCTURAL: "the pattern admits no nonzero diagonal in any order, so no values make it invertible: "
     "look for an empty row or column",

@@ -24,6 +24,7 @@ from .tolerance import (
     epsilon,
     iterative_rtol,
     safe_magnitude,
+    wrong_backward_error,
 )
 
 _SOLVED = 1e-2
@@ -220,9 +221,11 @@ class _Run:
     def _missed(self, evidence: Evidence) -> Array:
         """Columns that miss the tolerance that was asked for, or that an iterative method has by default."""
         missed = np.zeros_like(evidence.two, dtype=bool)
-        if self.factor.narrow:
-            # What refinement could not bring to double precision is no answer.
-            missed = evidence.backward > direct_backward_error(self.dtype)
+        if self.factor.direct:
+            # What refinement could not bring to double precision is no answer from a factor in single, and what it
+            # left far from any is none at all.
+            owed = direct_backward_error if self.factor.narrow else wrong_backward_error
+            missed = evidence.backward > owed(self.dtype)
         if self.target is None:
             return missed
         missed = missed | ~(evidence.two <= self.target)

@@ -44,6 +44,11 @@ def direct_backward_error(dtype: "np.dtype[Any]") -> float:
     return 1e-5 if epsilon(dtype) >= SINGLE_EPS else 1e-12
 
 
+def wrong_backward_error(dtype: "np.dtype[Any]") -> float:
+    """Backward error above which x solves another system, and a warning is not enough."""
+    return 1e-3 if epsilon(dtype) >= SINGLE_EPS else 1e-6
+
+
 def pivoting_backward_error(dtype: "np.dtype[Any]") -> float:
     """Backward error above which a factor with restricted pivoting is thrown away."""
     return 1e-4 if epsilon(dtype) >= SINGLE_EPS else 1e-10

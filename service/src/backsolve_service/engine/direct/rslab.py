@@ -10,8 +10,9 @@ Source: Bunch and Kaufman, "Some stable methods for calculating inertia and solv
 systems", Math. Comp. 31 (1977); Davis and Palamadai Natarajan, "Algorithm 907: KLU", ACM TOMS 37 (2010).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, final
 
@@ -140,7 +141,9 @@ class Rslab(Solver):
         return _analyze(pattern, self.name, "lu")
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
-        """Factorize with threshold pivoting, and with full pivoting where a probe solve shows that it must be.
+        """Factorize with threshold pivoting, and where a probe solve is not good enough with full pivoting.
+
+        Then come analyses of these values alone, each time: see `_attempts`.
 
         Raises:
             SingularMatrixError: a pivot is zero, up to rounding.
@@ -172,8 +175,8 @@ class RslabLdl(Solver):
     """Matrices that equal their transpose, real or complex, definite or not; half the work of LU.
 
     A complex Hermitian matrix is none of them: `Rslab` takes it. The library seeks pivots within a
-    supernode only, and gives up on regular matrices with zeros on the diagonal (saddle points):
-    those are analysed anew and factorized by LU, each time.
+    supernode only, and gives up on regular matrices with zeros on the diagonal (saddle points), or loses
+    their digits where it is tiny: those are analysed anew and factorized by LU, each time.
     """
 
     name = "rslab_ldl"
@@ -184,7 +187,7 @@ class RslabLdl(Solver):
         return _analyze(pattern, self.name, "ldlt")
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
-        """Factorize with pivots of order one and two, or by LU where the library finds none.
+        """Factorize with pivots of order one and two, or by LU where the library finds none that are good enough.
 
         Raises:
             InvalidOptionError: the matrix does not equal its transpose.
@@ -227,29 +230,40 @@ def _one(symbolic: RslabSymbolic, operand: Operand, index: int) -> Any:
     if symbolic.handle is None:
         return None
     values = a.data.take(symbolic.columns.positions)
-    try:
-        if symbolic.path == "ldlt":
-            return _numeric(symbolic, values)
-        if not symbolic.columns.full_diagonal:
-            return _numeric(symbolic, values, _FULL_PIVOTING)
-        handle = _numeric(symbolic, values)
-        limit = pivoting_backward_error(operand.dtype)
-        if probe(lambda b: solve_one(handle, b, "N", False), operand, index) <= limit:
+    mirrored, limit = symbolic.path == "ldlt", pivoting_backward_error(operand.dtype)
+    handle: Any = None
+    for attempt in _attempts(symbolic, operand, index, values):
+        try:
+            handle = attempt()
+        except SingularMatrixError:
+            handle = None
+            continue
+        if probe(partial(_solved, handle, mirrored), operand, index) <= limit:
             return handle
-        return _numeric(symbolic, values, _FULL_PIVOTING)
-    except SingularMatrixError:
-        return _matched(operand, index)
+    if handle is None:
+        raise singular()
+    return handle
 
 
-def _matched(operand: Operand, index: int) -> Any:
-    """LU with rows matched by these values.
+def _attempts(symbolic: RslabSymbolic, operand: Operand, index: int, values: Array) -> Iterator[Callable[[], Any]]:
+    """Factorizations to try until a probe solve is good, each more careful and dearer than the one before.
 
-    Pivots are sought within a supernode only: where the pattern alone was matched, the library
-    gives up on regular matrices whose matched entries happen to be zero.
+    Those of supernodes seek pivots within a supernode only: where the pattern alone was matched, the library gives
+    up on regular matrices whose matched entries happen to be zero, and loses every digit where they are tiny.
+    So rows are matched by these values next; and at last pivots are sought in whole columns.
     """
+    if symbolic.path == "ldlt" or symbolic.columns.full_diagonal:
+        yield partial(_numeric, symbolic, values)
+    if symbolic.path != "ldlt":
+        yield partial(_numeric, symbolic, values, _FULL_PIVOTING)
     columns = by_columns(operand.pattern, "rslab")
-    values = operand.systems[index].data.take(columns.positions)
-    return _numeric(_analyzed(operand.pattern, "lu", columns, values), values, _FULL_PIVOTING)
+    own = operand.systems[index].data.take(columns.positions)
+    yield partial(_anew, operand.pattern, "lu", columns, own)
+    yield partial(_anew, operand.pattern, "klu", columns, own)
+
+
+def _anew(pattern: AnyPattern, path: Path, columns: Columns, values: Array) -> Any:
+    return _numeric(_analyzed(pattern, path, columns, values), values, _FULL_PIVOTING)
 
 
 def _numeric(symbolic: RslabSymbolic, values: Array, settings: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -259,6 +273,10 @@ def _numeric(symbolic: RslabSymbolic, values: Array, settings: Mapping[str, Any]
         if "singular" not in str(err) and "rank-deficient" not in str(err):
             raise
         raise singular() from err
+
+
+def _solved(handle: Any, mirrored: bool, b: Array) -> Array:
+    return solve_one(handle, b, "N", mirrored)
 
 
 def solve_one(handle: Any, b: Array, trans: Trans, mirrored: bool) -> Array:
