@@ -299,6 +299,24 @@ def test_what_is_pinned_stays_and_the_newcomer_is_refused_with_both_figures(op):
     assert kept in shop.freed
 
 
+@pytest.mark.parametrize("predicted", [0, 7 * MIB])
+def test_a_factor_makes_room_for_another_one_of_the_same_matrix(op, predicted):
+    """While nobody else is at work with the matrix, its caller cannot need both."""
+    shop = Shop(10 * MIB)
+    entry = shop.matrix(op)
+    with shop.cache.pin(entry):
+        first = shop.factor(entry, 7 * MIB, spec=SUPERLU).value
+        with shop.cache.pin(entry), pytest.raises(MemoryBudgetError):
+            shop.factor(entry, 7 * MIB, spec=CG, predicted=predicted)
+        assert shop.cache.factor(entry, SUPERLU) is first, "another call may be using it"
+        second = shop.factor(entry, 7 * MIB, spec=CG, predicted=predicted).value
+        assert shop.cache.factor(entry, SUPERLU) is None
+        assert shop.cache.factor(entry, CG) is second
+    assert first in shop.freed
+    assert shop.heard.reasons == ["budget"]
+    assert shop.held() < 10 * MIB
+
+
 def test_what_is_larger_than_the_budget_is_refused_and_nothing_is_lost_for_it(op):
     shop = Shop(10 * MIB)
     entry = shop.matrix(op)

@@ -1,6 +1,6 @@
 """The hierarchy of entries and the room they share: the part of the cache that needs its lock."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Generic, final
 
@@ -10,7 +10,7 @@ from backsolve.types import MatrixRef
 from ..engine.base import FactorSpec
 from ..observer import Level, Lookup, Observer
 from .entries import Entry, FactorEntry, MatrixEntry, PatternEntry, R
-from .eviction import EvictionQueue, reason
+from .eviction import EvictionQueue, priority, reason
 from .flight import Made
 from .ledger import Ledger
 
@@ -102,9 +102,19 @@ class Shelf(Generic[R]):
         return entry
 
     def shelve_factor(
-        self, matrix: MatrixEntry[R], spec: FactorSpec, made: Made[R], base: FactorEntry[R] | None = None
+        self,
+        matrix: MatrixEntry[R],
+        spec: FactorSpec,
+        made: Made[R],
+        base: FactorEntry[R] | None = None,
+        pins: int = 0,
     ) -> None:
         """Take a factor in; the matrix is pinned.
+
+        Args:
+            matrix, spec, made: what it is of, and what was made.
+            base: of an update, the factor that it solves with.
+            pins: how many of the matrix's pins are of calls that wait for this factor, the build's own among them.
 
         Raises:
             MemoryBudgetError, DeviceOutOfMemoryError: there is no room for it; it is freed.
@@ -112,7 +122,7 @@ class Shelf(Generic[R]):
         entry = FactorEntry(matrix, spec, made.value, made.seconds_run, base)
         try:
             self.make_device_room(entry.device_nbytes)
-            self._take_in(entry)
+            self._take_in(entry, self.spare(matrix, pins))
         except (MemoryBudgetError, DeviceOutOfMemoryError):
             self.unfreed.append(made.value)
             raise
@@ -148,20 +158,43 @@ class Shelf(Generic[R]):
             for factor in entry.factors.values():
                 self._queue.offer(factor)
 
-    def make_room(self, what: str, nbytes: int) -> None:
+    def spare(self, matrix: MatrixEntry[R], pins: int) -> list[FactorEntry[R]]:
+        """Factors of a matrix in use that nobody uses, the least missed first.
+
+        Args:
+            matrix: all of its factors count as in use while it is, unless that is known better:
+            pins: so many of its pins are of calls that wait for a factor which is not there yet.
+        """
+        if not 0 < matrix.pins <= pins:
+            return []
+        return sorted((factor for factor in matrix.factors.values() if not factor.updates), key=priority)
+
+    def make_room(self, what: str, nbytes: int, spare: Sequence[FactorEntry[R]] = ()) -> None:
         """Evict until `nbytes` more fit.
+
+        Args:
+            what: it is for, for the message.
+            nbytes: how many.
+            spare: factors that may go, if need be, although their matrix is in use.
 
         Raises:
             MemoryBudgetError: what is in use leaves too little room; nothing was evicted then.
         """
         if self.ledger.excess + nbytes <= 0:
             return
-        busy = self._busy_bytes()
+        busy = self._busy_bytes() - sum(factor.nbytes for factor in spare)
         if busy + nbytes > self.ledger.budget_bytes:
             raise self.ledger.refusal(what, nbytes, busy)
+        left = iter(spare)
         while self.ledger.excess + nbytes > 0:
-            if not self.evict():
+            if self.evict():
+                continue
+            factor = next(left, None)
+            if factor is None:
                 raise self.ledger.refusal(what, nbytes, self.ledger.held + self.ledger.reserved)
+            if factor.live:
+                self.ledger.evicted(reason(factor))
+                self._drop(factor)
 
     def make_device_room(self, nbytes: int) -> None:
         """Take factors from the device until `nbytes` more fit there.
@@ -228,8 +261,8 @@ class Shelf(Generic[R]):
             self._queue.offer(entry.matrix)
         return len(gone)
 
-    def _take_in(self, entry: Entry) -> None:
-        self.make_room(entry.level, entry.nbytes)
+    def _take_in(self, entry: Entry, spare: Sequence[FactorEntry[R]] = ()) -> None:
+        self.make_room(entry.level, entry.nbytes, spare)
         entry.live = True
         self.ledger.add(entry.level, entry.nbytes, entry.device_nbytes)
         entry.floor = self._queue.floor

@@ -305,12 +305,14 @@ class FactorCache(Generic[R]):
                 if on_device:
                     self._shelf.make_device_room(predicted_bytes)
                 else:
-                    self._shelf.make_room("factor", predicted_bytes)
+                    # What this caller alone pins, it pins for the factor that it asks for.
+                    self._shelf.make_room("factor", predicted_bytes, self._shelf.spare(entry, 1))
                 self._ledger.reserve(predicted_bytes, on_device=on_device)
             flight, first = self._board("factor", key, entry)
 
         def keep(made: Made[R]) -> None:
-            self._shelf.shelve_factor(entry, spec, made, None if base is None else self._standing(made.value, *base))
+            standing = None if base is None else self._standing(made.value, *base)
+            self._shelf.shelve_factor(entry, spec, made, standing, flight.waiters + 1)
 
         def land(done: Future[Made[R]]) -> None:
             with self._lock:

@@ -1,6 +1,7 @@
 """From a matrix that is held and the options of a call to a factor on a worker."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import final
 from weakref import WeakKeyDictionary
@@ -187,7 +188,8 @@ class Preparer:
             if base is None:
                 found = choose(entry.structure, options, has_x0=has_x0, device=self._device)
             else:
-                found = choose_for_update(base.structure, options, has_x0=has_x0)
+                with _of_base():
+                    found = choose_for_update(base.structure, options, has_x0=has_x0)
             while found.fallback is not None and found.spec.method in self._unfit:
                 found = found.fallback
             if len(known) >= _MOST_CHOICES:
@@ -218,14 +220,8 @@ class Preparer:
 
     def _under(self, base: MatrixEntry[FactorRef], choice: Choice, options: Options, context: CallContext) -> Prepared:
         """The factor of S, for an update of it."""
-        try:
+        with _of_base():
             return self._within_room(base, choice, options, CPU, context)
-        except SingularMatrixError as error:
-            raise SingularMatrixError(
-                "S is singular, so that no update can be solved with its factor: move a part of U V^H or of the "
-                "diagonal into S, or solve S + U V^H written out",
-                **error.details,
-            ) from error
 
     def _update(self, entry: MatrixEntry[FactorRef], under: Prepared, context: CallContext) -> Prepared:
         """The factor of an update on the factor of S, on the worker that holds that one.
@@ -369,6 +365,19 @@ class Preparer:
 def small_enough(operand: Operand) -> bool:
     """Whether a matrix is factorized sooner than the work is handed to another thread, and on any thread."""
     return operand.pattern.layout == "dense" and operand.batch is None and operand.n <= _SMALL_DENSE
+
+
+@contextmanager
+def _of_base() -> Iterator[None]:
+    """Say of a matrix that is found singular here that it is the one under an update."""
+    try:
+        yield
+    except SingularMatrixError as error:
+        raise SingularMatrixError(
+            "S is singular, so that no update can be solved with its factor: move a part of U V^H or of the "
+            "diagonal into S, or solve S + U V^H written out",
+            **error.details,
+        ) from error
 
 
 def _has_host(choice: Choice) -> bool:
