@@ -226,7 +226,7 @@ def test_what_is_singular_is_named_and_remembered(client: Client) -> None:
         client.solve(LowRankUpdate(s, unit), b, method="lu")
     assert client.solve(LowRankUpdate(s, unit), b, method="lu", on_failure="nan").status is Status.SINGULAR_NUMERIC
     # Its pattern says so before anything is factorized.
-    empty = LowRankUpdate(csr_array(np.where(np.eye(N)[-1:].T, 0, s)), unit)
+    empty = LowRankUpdate(sparse.csr_array(np.where(np.eye(N)[-1:].T, 0, s)), unit)
     for method in ("auto", "superlu"):
         with pytest.raises(SingularMatrixError, match="S is singular"):
             client.solve(empty, b, method=method)
