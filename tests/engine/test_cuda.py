@@ -177,6 +177,24 @@ def test_the_device_takes_the_steps_of_the_cpu(method, preconditioner):
     assert iterations[0] == pytest.approx(iterations[1], abs=2)
 
 
+@each_dtype
+def test_new_values_are_refactorized_where_a_factor_was_dropped(dtype):
+    """cuDSS's own refactorization, in the place of the factor before; the probe has to believe it."""
+    if "cudss" not in methods():
+        pytest.skip(f"the package {ROWS['cudss'].requires!r} is not installed")
+    for structure in ("general", "indefinite", "definite"):
+        a, b = array(structure, dtype), numbers((40, 3), dtype, 55_093_148)
+        given, chosen, spec = matrix("csr", a), solver("cudss", DEVICE), FactorSpec("cudss", None, dtype, DEVICE)
+        symbolic = chosen.analyze(given.pattern, spec)
+        f = chosen.factorize(symbolic, Operand(given), spec)
+        del f
+        now = (1.5 * a + np.diag(np.diag(a))).astype(dtype)
+        f = chosen.factorize(symbolic, Operand(matrix("csr", now)), spec)
+        assert f.pivoting == "kept"
+        for trans in TRANS:
+            close(answer(f, b, trans, Controls()).x, now, b, trans, dtype)
+
+
 def test_a_singular_matrix_is_an_error():
     a = array("general", "float64")
     a[:, 7] = 0

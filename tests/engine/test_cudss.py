@@ -14,6 +14,7 @@ from backsolve.errors import (
     SingularMatrixError,
 )
 from backsolve.types import TRANS, Options, Status
+from backsolve_service.engine import spare
 from backsolve_service.engine.accelerator.faults import DeviceFaultError, is_fault
 from backsolve_service.engine.accelerator.place import upload
 from backsolve_service.engine.answer import answer
@@ -41,6 +42,7 @@ def model(monkeypatch):
     made = Model()
     monkeypatch.setattr(handles, "load", lambda: made.library)
     monkeypatch.setattr(handles, "_own", threading.local())
+    spare.give_up("cpu")
     return made
 
 
@@ -208,6 +210,7 @@ def test_what_was_made_is_destroyed_once(model):
     f = factor(matrix("csr", array("general", "float64")))
     answer(f, np.ones((40, 2)), "T", Controls())
     del f
+    assert spare.give_up("cpu")
     handles._own.__dict__.clear()
     gc.collect()
     assert model.objects == {}

@@ -195,6 +195,10 @@ class Model:
             if work.analysed is None:
                 return WRONG
             self.factorize(work, matrix, batch)
+        elif phase == Phase.CUDSS_PHASE_REFACTORIZATION:
+            if not work.factors:
+                return WRONG
+            self.factorize(work, matrix, batch, [pivots for _, pivots in work.factors])
         elif phase == Phase.CUDSS_PHASE_SOLVE:
             if not work.factors:
                 return WRONG
@@ -203,16 +207,17 @@ class Model:
             self.sweep(work, self.objects[x], self.objects[b], batch, mode)
         return OK
 
-    def factorize(self, work, matrix, batch):
+    def factorize(self, work, matrix, batch, exchanges=None):
+        """With rows exchanged as they were before, if that is given, whatever the values are now."""
         work.factors, work.info, work.pivots = [], 0, 0
-        for full in self.full(matrix, batch):
+        for index, full in enumerate(self.full(matrix, batch)):
             if matrix.kind in (MatrixType.CUDSS_MTYPE_SPD, MatrixType.CUDSS_MTYPE_HPD):
                 try:
                     np.linalg.cholesky(full)
                 except np.linalg.LinAlgError:
                     work.info = 1
             with np.errstate(all="ignore"):
-                lu, pivots = _lu(full)
+                lu, pivots = _lu(full) if exchanges is None else _lu_again(full, exchanges[index])
                 small = PIVOT[full.real.dtype.itemsize] * np.abs(full).max(initial=0.0)
                 bad = np.abs(np.diag(lu)) <= small
                 work.pivots += int(bad.sum())
@@ -250,6 +255,17 @@ def _lu(full):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lu_factor(full, check_finite=False)
+
+
+def _lu_again(full, pivots):
+    """LU with rows exchanged as LAPACK's `pivots` say, and no search."""
+    lu = full.copy()
+    for row, other in enumerate(pivots):
+        lu[[row, other]] = lu[[other, row]]
+    for step in range(len(lu)):
+        lu[step + 1 :, step] /= lu[step, step]
+        lu[step + 1 :, step + 1 :] -= np.outer(lu[step + 1 :, step], lu[step, step + 1 :])
+    return lu, pivots
 
 
 def _view(pointer, size, dtype):

@@ -18,6 +18,7 @@ from backsolve.types import Array, Status, Trans
 
 from ..base import Outcome, Symbolic
 from ..operand import Operand
+from ..spare import give_up
 
 MAX_COLUMNS = 128
 """Blocks gain up to here: 128 columns cost 0.02 of 128 single solves at n = 1000."""
@@ -59,10 +60,11 @@ def values_tensor(operand: Operand, statuses: list[Status], device: str) -> torc
 
 @contextmanager
 def memory_guard(device: str) -> Iterator[None]:
-    """Turn torch's out-of-memory failures into errors of ours."""
+    """Turn torch's out-of-memory failures into errors of ours; what is spare on the device then goes."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as err:
+        give_up(device)
         raise DeviceOutOfMemoryError(f"{device} has no room for this matrix: use device 'cpu'", device=device) from err
     except RuntimeError as err:
         if "not enough memory" not in str(err):
