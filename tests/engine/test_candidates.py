@@ -12,7 +12,9 @@ from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import Options
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
+from backsolve_service.engine import select
 from backsolve_service.engine.candidates import candidates, spreading
+from backsolve_service.engine.direct.cudss import library
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import ROWS
 from backsolve_service.engine.select import choose, choose_iterative
@@ -80,6 +82,29 @@ def test_a_large_cube_is_iterated_and_a_plane_is_factorized():
     assert picked(cube, preconditioner="jacobi").spec.preconditioner == "jacobi"
 
 
+def test_on_a_device_large_sparse_factors_are_made_there(monkeypatch):
+    monkeypatch.setattr(select, "check_device", lambda name: None)
+    monkeypatch.setattr(library, "installed", lambda: True)
+
+    def there(structure, **options):
+        return choose(structure, Options(**options), has_x0=False, device="cuda:0")
+
+    plane, cube = family(grid((150, 150))), family(grid((36, 36, 36)))
+    choice = there(plane)
+    assert (choice.spec.method, choice.spec.device) == ("cudss", "cuda:0")
+    assert choice.reason.endswith("LU by cuDSS; on cuda:0")
+    assert choice.fallback.spec.device == "cpu"
+    assert choice.fallback.spec.method == "superlu"
+    assert picked(plane).spec.method == "superlu"
+    assert there(plane, ordering="mmd").spec.method == "superlu"  # which cuDSS does not use
+    assert there(family(grid((60, 60)))).spec.method == "superlu"
+    assert there(family(circuit(45_000, np.random.default_rng(51_920_044)))).spec.method in ("superlu", "klu")
+    assert (there(cube).spec.method, there(cube).spec.device) == ("cg", "cuda:0")
+    assert there(cube, refine=1).spec.method == "cudss"
+    monkeypatch.setattr(library, "installed", lambda: False)
+    assert there(plane).spec.method == "superlu"
+
+
 def test_hubs_do_not_make_a_circuit_look_like_a_cube():
     structure = family(circuit(45_000, np.random.default_rng(51_920_044)))
     assert structure.facts.width is None
@@ -140,7 +165,7 @@ def test_a_network_is_left_to_klu_as_long_as_its_analysis_foretells_little_fill(
 
 
 def test_without_klu_a_network_goes_to_superlu(monkeypatch):
-    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda: ("superlu", "cg", "gmres"))
+    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda device: ("superlu", "cg", "gmres"))
     choice = picked(structure_of(network(3000, 0.2)))
     assert (choice.spec.method, choice.fallback, choice.most_fill) == ("superlu", None, None)
 
@@ -174,13 +199,13 @@ def test_a_method_that_failed_its_self_test_is_not_chosen_either():
 
 def test_factors_that_fill_in_are_left_to_rslab_where_the_matrix_is_symmetric(monkeypatch):
     everything = ("rslab_ldl", "superlu", "cg", "gmres")
-    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda: everything)
+    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda device: everything)
     cube = family(grid((28, 28, 28)))  # too few rows for multigrid
     choice = picked(cube)
     assert choice.spec.method == "rslab_ldl"
     assert picked(replace(cube, symmetric=False, hermitian=False)).spec.method == "superlu"
     assert picked(family(grid((150, 150)))).spec.method == "superlu"
-    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda: everything[1:])
+    monkeypatch.setattr("backsolve_service.engine.select.methods", lambda device: everything[1:])
     assert picked(cube).spec.method == "superlu"
 
 

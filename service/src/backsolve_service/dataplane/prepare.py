@@ -126,8 +126,10 @@ class Preparer:
                 return found
             choice = replace(choice, reason=why or choice.reason)
         prepared = self._within_room(entry, choice, options, self._device, context)
-        if first.most_fill is not None:
-            # The analysis has decided, once for all calls on these values.
+        if first.most_fill is not None or (
+            ROWS[first.spec.method].only_cuda and prepared.choice.spec.method != first.spec.method
+        ):
+            # The analysis has decided, or the device, once for all calls on these values.
             self._chosen.setdefault(entry, {})[options, has_x0] = replace(prepared.choice, most_fill=None)
         if options.reuse is not None and not prepared.factor_hit:
             self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
@@ -280,8 +282,14 @@ class Preparer:
                     vacated = True
                 elif _has_host(choice):
                     choice = _on_host(choice)
+                elif choice.fallback is not None:
+                    choice = _instead(choice, choice.fallback, "has no room")
                 else:
                     raise
+            except NotSupportedError:
+                if not ROWS[choice.spec.method].only_cuda or choice.fallback is None:
+                    raise
+                choice = _instead(choice, choice.fallback, "cannot do it")
             except (NotPositiveDefiniteError, SingularMatrixError):
                 # Only the factorization itself could tell; the cache remembers that it did.
                 if choice.fallback is None or choice.most_fill is not None:  # that one stands in for fill alone
@@ -391,6 +399,11 @@ def _on_host(choice: Choice) -> Choice:
         f"{choice.reason}; on the CPU, since {choice.spec.device} has no room",
         None if choice.fallback is None else _on_host(choice.fallback),
     )
+
+
+def _instead(choice: Choice, fallback: Choice, why: str) -> Choice:
+    """What stands behind a method that a device alone has."""
+    return replace(fallback, reason=f"{choice.spec.method} on {choice.spec.device} {why}: {fallback.reason}")
 
 
 def _kind(choice: Choice, entry: MatrixEntry[FactorRef]) -> Kind:

@@ -31,6 +31,10 @@ SPREADING_ROWS = 40_000
 SPREADING = 8.0
 """Squared width over rows: about 1 in the plane, where factors stay small; 17 in a cube of 30³."""
 
+DEVICE_ROWS = 20_000
+"""Rows from which a sparse factor is made on a device, where there is one. A judgement, and no measurement: below,
+launches and copies are as long as what SuperLU needs (tens of milliseconds)."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,19 @@ class Candidate:
     most_fill: float | None = None
 
 
-def candidates(structure: Structure, asked: Sequence[str] = ()) -> Iterator[Candidate]:
+def candidates(structure: Structure, asked: Sequence[str] = (), *, on_device: bool = False) -> Iterator[Candidate]:
     """Methods for a matrix of this structure, the best first; those of no use are left out.
 
     Args:
         structure: of the matrix.
         asked: names of the options that the caller set; iterative methods come last, and are
             reached only if such an option leaves no direct one.
+        on_device: there is a CUDA device to compute on.
     """
     if structure.dense:
         yield from _dense(structure)
     else:
-        yield from _sparse(structure)
+        yield from _sparse(structure, on_device=on_device)
     yield from _iterative(structure, f"{' and '.join(asked)} given")
 
 
@@ -98,7 +103,7 @@ def _dense(structure: Structure) -> Iterator[Candidate]:
     yield Candidate("lu", f"dense and {what}: LU", "LU")
 
 
-def _sparse(structure: Structure) -> Iterator[Candidate]:
+def _sparse(structure: Structure, *, on_device: bool) -> Iterator[Candidate]:
     facts = structure.facts
     if facts.diagonal:
         yield Candidate("diagonal", "nothing off the diagonal", "division by the diagonal")
@@ -111,9 +116,12 @@ def _sparse(structure: Structure) -> Iterator[Candidate]:
     if spreading(structure):
         reason = "large, definite and diagonally dominant, on a pattern whose factors fill in: CG with multigrid"
         yield Candidate("cg", reason, "CG", "amg")
+    network = facts.nnz <= FEW_ENTRIES * facts.n
+    if on_device and facts.n >= DEVICE_ROWS and not network:
+        yield Candidate("cudss", "sparse and large, with a device at hand: LU by cuDSS", "LU by cuDSS")
     if _fills_in(structure) and structure.symmetric:
         yield Candidate("rslab_ldl", "symmetric, on a pattern whose factors fill in: supernodal LDL", "supernodal LDL")
-    if facts.n >= NETWORK_ROWS and facts.nnz <= FEW_ENTRIES * facts.n:
+    if facts.n >= NETWORK_ROWS and network:
         reason = "few entries a row and little fill, as in a circuit: KLU"
         yield Candidate("klu", reason, "KLU", most_fill=LITTLE_FILL)
     yield Candidate("superlu", "sparse: LU in the pattern's cached ordering", "sparse LU")

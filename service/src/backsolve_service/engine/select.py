@@ -81,7 +81,7 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
             method=options.method,
         )
     _check_preconditioner(options)
-    return Choice(_spec(structure, options.method, options, device), "asked for by name")
+    return _choice(structure, options.method, options, device, "asked for by name")
 
 
 _NOT_OF_UPDATES = ("x0", "nullspace", "recycle", "reuse", "damp", "rcond")
@@ -122,13 +122,13 @@ def _least_squares(structure: Structure, options: Options, names: tuple[str, ...
     if options.method != LEAST_SQUARES:
         _check_named(structure, options.method, singular=False)
         check_used(options.method, names)
-        return Choice(_spec(structure, options.method, options, device), "asked for by name")
+        return _choice(structure, options.method, options, device, "asked for by name")
     fitting = [(name, why) for name, why in _LEAST_SQUARES if structure.layout in ROWS[name].layouts]
     if not fitting:
         raise InvalidOptionError("least squares takes dense and sparse matrices: write this one out", option="method")
     method, why = next(((name, why) for name, why in fitting if _uses(name, names)), fitting[0])
     check_used(method, names)
-    return Choice(_spec(structure, method, options, device), why)
+    return _choice(structure, method, options, device, why)
 
 
 _LEAST_SQUARES = (("lstsq_qr", "least squares, dense: QR"), ("lstsq_lsmr", "least squares: LSMR"))
@@ -149,13 +149,13 @@ def choose_iterative(structure: Structure, options: Options, device: str, why: s
     names = given(options, has_x0=False)
     for each in candidates(structure):
         row = ROWS.get(each.method)
-        if row is None or row.direct or not (_offered(each.method, structure) and _uses(each.method, names)):
+        if row is None or row.direct or not (_offered(each.method, structure, device) and _uses(each.method, names)):
             continue
         preconditioner = each.preconditioner
         if preconditioner is None and "preconditioner" in row.options:
             preconditioner = next((m for m in _STRONG[structure.definite_candidate] if m in preconditioners()), None)
         chosen = replace(each, reason=f"{why}: {each.name}", preconditioner=preconditioner)
-        return Choice(_spec(structure, each.method, _completed(options, chosen), device), chosen.reason)
+        return _choice(structure, each.method, _completed(options, chosen), device, chosen.reason)
     return None
 
 
@@ -168,18 +168,18 @@ def _automatic(structure: Structure, options: Options, names: tuple[str, ...], d
     if structure.facts.kind is not None:
         method = method_of(structure.facts.kind)
         check_used(method, names)
-        return Choice(_spec(structure, method, options, device), f"{structure.facts.kind}: its own method")
+        return _choice(structure, method, options, device, f"{structure.facts.kind}: its own method")
     if options.nullspace is not None:
         # On the complement of its null space such a matrix may be definite whatever a lone node's diagonal is.
         structure = replace(structure, real_positive_diagonal=True)
-    listed = list(candidates(structure, names))
-    usable = [each for each in listed if _offered(each.method, structure) and _uses(each.method, names)]
+    listed = list(candidates(structure, names, on_device=device != CPU))
+    usable = [each for each in listed if _offered(each.method, structure, device) and _uses(each.method, names)]
     if not usable:
         raise _nothing_uses(names, [each.method for each in listed])
     chain: Choice | None = None
     for each in reversed(_with_substitutes(usable)):
-        spec = _spec(structure, each.method, _completed(options, each), device)
-        chain = Choice(spec, each.reason, chain, each.most_fill)
+        chosen = _choice(structure, each.method, _completed(options, each), device, each.reason)
+        chain = replace(chosen, fallback=chain, most_fill=each.most_fill)
     assert chain is not None
     return chain
 
@@ -189,7 +189,7 @@ def _with_substitutes(usable: list[Candidate]) -> list[Candidate]:
     chain = usable[:1]
     for each in usable[1:]:
         before, row = ROWS[chain[-1].method], ROWS[each.method]
-        if chain[-1].most_fill is not None:
+        if chain[-1].most_fill is not None or before.only_cuda:
             chain.append(each)
             continue
         if before.needs not in _FOUND_UNFIT:
@@ -207,9 +207,11 @@ _FOUND_UNFIT: Mapping[Need, str] = {
 not of it: one of LDL says that the matrix is singular, and LU could only hide it behind a rounding."""
 
 
-def _offered(method: str, structure: Structure) -> bool:
+def _offered(method: str, structure: Structure, device: str) -> bool:
     row = ROWS.get(method)
-    return row is not None and structure.layout in row.layouts and method in methods() and _MET[row.needs](structure)
+    if row is None or structure.layout not in row.layouts:
+        return False
+    return method in methods(device) and _MET[row.needs](structure)
 
 
 def _uses(method: str, names: Iterable[str]) -> bool:
@@ -344,6 +346,29 @@ _NAMED: Mapping[Need, str] = {
 
 _NARROWER = {"float64": "float32", "complex128": "complex64"}
 """What precision="mixed" factorizes in."""
+
+
+def _choice(structure: Structure, method: str, options: Options, device: str, reason: str) -> Choice:
+    """A method, with the device it is computed on where there is a choice of that."""
+    spec = _spec(structure, method, options, device)
+    if spec.device != CPU:
+        reason = f"{reason}; on {device}"
+    elif device != CPU:
+        reason = f"{reason}; on the CPU: {_why_host(structure, spec)}"
+    return Choice(spec, reason)
+
+
+def _why_host(structure: Structure, spec: FactorSpec) -> str:
+    """Why a method does not compute on the device that there is."""
+    row = ROWS[spec.method]
+    if not row.cuda:
+        return f"{spec.method} has no form for a device"
+    if structure.layout not in row.cuda:
+        kind = "sparse" if structure.layout == "csr" else structure.layout
+        return f"{spec.method} of {kind} matrices has no form for a device"
+    if spec.preconditioner is not None and not PRECONDITIONERS[split(spec.preconditioner)[0]].cuda:
+        return f"preconditioner {split(spec.preconditioner)[0]} has no form for a device"
+    return "what is recycled is kept in the host's memory"
 
 
 def _spec(structure: Structure, method: str, options: Options, device: str) -> FactorSpec:
