@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, diags_array, eye_array, kron
+from scipy.sparse.linalg import spilu
 
 from backsolve.errors import InvalidOptionError
 from backsolve.matrix import Matrix
@@ -16,7 +17,7 @@ from backsolve.pattern import Pattern
 from backsolve.types import TRANS, Options, Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
-from backsolve_service.engine.direct import fill
+from backsolve_service.engine.direct import fill, graph
 from backsolve_service.engine.direct.fill import column_counts
 from backsolve_service.engine.direct.graph import graph_of, minimum_degree, nested_dissection
 from backsolve_service.engine.direct.ordering import predicted_fill
@@ -115,6 +116,39 @@ def test_counts_of_a_chain_and_of_an_arrow(order):
         pattern = Pattern.from_csr(a)
         graph = graph_of(pattern, inspect_pattern(pattern))
         np.testing.assert_array_equal(column_counts(graph, order), eliminated(graph, order))
+
+
+@pytest.mark.parametrize("hubs", [1, 3])
+def test_rows_that_reach_a_good_part_of_all_others_are_eliminated_last(hubs, monkeypatch):
+    """Minimum degree does not see them: it would look at all of their neighbours in every step."""
+    seen = []
+
+    def watched(a, **options):
+        seen.append(int(np.diff(a.indptr).max()))
+        return spilu(a, **options)
+
+    monkeypatch.setattr(graph, "spilu", watched)
+    n = 3000
+    a = (diags_array([1.0, 4.0, 1.0], offsets=[-1, 0, 1], shape=(n, n))).tolil()
+    places = np.random.default_rng(507_711_624).choice(n, hubs, replace=False)
+    for place in places:
+        a[place, :] = 0.5
+        a[:, place] = 0.5
+        a[place, place] = 2.0 * n
+    a = a.tocsr()
+    pattern = Pattern.from_csr(a)
+    order = minimum_degree(graph_of(pattern, inspect_pattern(pattern)))
+    assert sorted(order[-hubs:]) == sorted(places)
+    assert sorted(order) == list(range(n))
+    assert seen == [3]
+    # The rest is a chain in pieces: L has its two diagonals and a row for each hub.
+    got = solver("superlu").analyze(pattern, spec("auto"))
+    assert predicted_fill(got) <= 2 * (2 + hubs) * n
+    f = solver("superlu").factorize(got, Operand(Matrix(pattern, a.data)), spec("auto"))
+    b = numbers((n, 1), "float64", 88_124_705)
+    solved = answer(f, b, "N", Controls())
+    assert solved.statuses == ((Status.OK,),)
+    np.testing.assert_allclose(a @ solved.x, b, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["mmd", "nd"])
