@@ -15,7 +15,7 @@ from backsolve_service.engine.direct.banded import BandCholesky, BandLu, Tridiag
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
 from backsolve_service.engine.select import choose
-from backsolve_service.engine.structure import inspect, inspect_pattern, triangle
+from backsolve_service.engine.structure import common_triangle, inspect, inspect_pattern, triangle
 from engine.table import TOLERANCE, Row, array, factor, factor_of, matrix, numbers, op
 
 STRUCTURED = {"diagonal": "diagonal", "triangular": "upper", "banded": "band", "block_diagonal": "blocks"}
@@ -88,6 +88,25 @@ def test_a_dense_matrix_shows_its_triangle_by_its_values():
     for structure in ("triangular", "upper", "diagonal"):
         m = matrix("dense", array(structure, "complex64"))
         assert inspect(inspect_pattern(m.pattern), Operand(m)).triangular
+
+
+def test_a_batch_has_the_side_of_all_its_systems_and_a_status_of_each_zero_pivot():
+    lower, upper, flat, full = (array(name, "float64") for name in ("triangular", "upper", "diagonal", "general"))
+
+    def side(*systems):
+        return common_triangle(Operand(matrix("dense", np.stack(systems))))
+
+    assert side(lower, flat, lower) == "lower"
+    assert side(flat, upper) == "upper"
+    assert side(flat, flat) == "diagonal"
+    assert side(flat, lower, upper) is None
+    assert side(lower, full) is None
+    assert side(full, lower) is None
+    pivotless, b = lower.copy(), numbers((3, 40, 1), "float64", 301_774_118)
+    pivotless[[4, 9], [4, 9]] = 0
+    got = answer(factor_of("triangular", matrix("dense", np.stack([flat, pivotless, lower]))), b, "N", Controls())
+    assert got.statuses == ((Status.OK,), (Status.SINGULAR_NUMERIC,), (Status.OK,))
+    np.testing.assert_allclose(lower @ got.x[2], b[2], atol=1e-12)
 
 
 def test_a_batch_must_be_triangular_on_one_side():

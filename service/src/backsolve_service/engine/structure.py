@@ -206,12 +206,17 @@ def _triangular(facts: PatternFacts, operand: Operand) -> bool:
         return False
     if isinstance(operand.pattern, Pattern):
         return facts.triangular
-    sides: set[str | None] = set()
-    for a in operand.systems:
-        sides.add(triangle(a))
-        if None in sides or {"lower", "upper"} <= sides:
-            return False
-    return True
+    return common_triangle(operand) is not None
+
+
+def common_triangle(operand: Operand) -> Literal["lower", "upper", "diagonal"] | None:
+    """Which side of the diagonal the nonzeros of every dense system are on; of no system on neither."""
+    if operand.batch is None:
+        return triangle(operand.values)
+    # Most batches that are not triangular show it at once.
+    if operand.batch == 0 or triangle(operand.values[0]) is None:
+        return None if operand.batch else "diagonal"
+    return triangle(np.asarray(operand.values.any(axis=0)))
 
 
 def diagonal(a: Any) -> Array:

@@ -12,7 +12,7 @@ from backsolve.types import Status
 from ..base import Factor, FactorSpec
 from ..faults import finite_statuses, record, singular
 from ..operand import Operand
-from ..structure import triangle
+from ..structure import common_triangle, diagonals
 from .dense import memory_guard, values_tensor
 from .dense_factor import Form, dense_factor
 
@@ -42,14 +42,13 @@ def factorize_dense(operand: Operand, spec: FactorSpec) -> Factor:
         DeviceOutOfMemoryError: the device has no room.
     """
     statuses = finite_statuses(operand)
-    sides = [triangle(a) for a in operand.systems]
-    side = "lower" if "lower" in sides else "upper"
-    if None in sides or ("lower" in sides and "upper" in sides):
+    side = common_triangle(operand)
+    if side is None:
         raise InvalidPatternError("method 'triangular' takes matrices with nonzeros on one side of the diagonal only")
-    for index, a in enumerate(operand.systems):
-        zeros = np.flatnonzero(a.diagonal() == 0)
-        if zeros.size and statuses[index] is Status.OK:
-            statuses[index] = record(operand, singular(int(zeros[0])))
+    zeros = (diagonals(operand) == 0).reshape(len(statuses), -1)
+    for index in np.flatnonzero(zeros.any(axis=1)).tolist():
+        if statuses[index] is Status.OK:
+            statuses[index] = record(operand, singular(int(zeros[index].argmax())))
     with memory_guard(spec.device):
         matrix = values_tensor(operand, statuses, spec.device)
     return dense_factor(operand, spec.device, Triangle(matrix, side == "upper"), statuses)
