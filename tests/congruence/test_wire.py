@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from backsolve import Client
-from backsolve._protocol import News
+from backsolve._news import News
 from backsolve.errors import MatrixChangedError
 from backsolve.matrix import Matrix
 from backsolve.types import MatrixRef, Options

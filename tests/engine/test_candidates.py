@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import block_diag, csr_array, diags_array
 
 from backsolve._transports.base import PutCall, SolveCall
-from backsolve.errors import SingularMatrixError
+from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import Options
@@ -221,3 +221,14 @@ def test_a_singular_network_is_called_singular_and_not_given_to_another_lu():
         plane.solve(call, caller())
     assert plane.stats()["analyses"] == 1
     assert plane.close()
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+@pytest.mark.parametrize("method", [name for name, row in ROWS.items() if row.definite])
+@pytest.mark.parametrize("entry", [-1.0, 0.0])
+def test_a_definite_method_that_is_named_tells_which_diagonal_entry_is_not_positive(embedded, method, layout, entry):
+    a = array("definite", "float64")
+    a[17, 17] = entry
+    with pytest.raises(NotPositiveDefiniteError, match="column 17") as refusal:
+        embedded.solve(a if layout == "dense" else csr_array(a), np.ones(40), method=method)
+    assert refusal.value.details["column"] == "17"

@@ -71,7 +71,7 @@ def choose(structure: Structure, options: Options, *, has_x0: bool, device: str)
     names = given(options, has_x0=has_x0)
     if options.method == AUTO:
         return _automatic(structure, options, names, device)
-    _check_named(structure, options.method, singular=options.nullspace is not None)
+    _check_named(structure, options.method)
     _check_place(options.method, device)
     check_used(options.method, names)
     if structure.dense and "ordering" in names:
@@ -120,7 +120,7 @@ def _least_squares(structure: Structure, options: Options, names: tuple[str, ...
     if options.trans != "N":
         raise InvalidOptionError("least squares takes trans 'N' alone: transpose A itself", option="trans")
     if options.method != LEAST_SQUARES:
-        _check_named(structure, options.method, singular=False)
+        _check_named(structure, options.method)
         check_used(options.method, names)
         return _choice(structure, options.method, options, device, "asked for by name")
     fitting = [(name, why) for name, why in _LEAST_SQUARES if structure.layout in ROWS[name].layouts]
@@ -268,15 +268,7 @@ def _check_solvable(structure: Structure) -> None:
         )
 
 
-def _definite(structure: Structure, *, singular: bool) -> bool:
-    """Whether nothing cheap speaks against a definite matrix; with a known null space, on its complement.
-
-    A node without neighbours then has a zero on the diagonal.
-    """
-    return structure.hermitian if singular else structure.definite_candidate
-
-
-def _check_named(structure: Structure, method: str, *, singular: bool) -> None:
+def _check_named(structure: Structure, method: str) -> None:
     row = ROWS[method]
     layout = structure.layout
     if layout not in row.layouts or (structure.facts.kind is not None and row.needs != structure.facts.kind):
@@ -289,11 +281,11 @@ def _check_named(structure: Structure, method: str, *, singular: bool) -> None:
             f"method {method!r} does not take a {kind} matrix: {cure}", option="method", method=method
         )
     other = "lu" if structure.dense else "superlu"
-    # Of a batch each system is judged by the method, and has a status of its own.
-    if row.needs == "definite" and not structure.batch and not _definite(structure, singular=singular):
-        fault = "is not Hermitian" if not structure.hermitian else "has a diagonal entry that is not positive"
+    # The method itself finds a diagonal entry that is not positive, and tells which; and of a batch it judges each
+    # system, which has a status of its own.
+    if row.needs == "definite" and not structure.batch and not structure.hermitian:
         raise NotPositiveDefiniteError(
-            f"method {method!r} needs a Hermitian positive definite matrix, and this one {fault}: "
+            f"method {method!r} needs a Hermitian positive definite matrix, and this one is not Hermitian: "
             f"use method {other!r} or 'auto'",
             method=method,
         )
