@@ -40,6 +40,9 @@ class ToldPlane:
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         return SolveReply(call.b_tangent, CERTIFICATE)
 
+    def refuse_when_full(self, calls: int) -> None:
+        pass
+
     def at_hand(self, call: SolveCall, context: CallContext, most_bytes: int) -> bool:
         return False
 

@@ -1,7 +1,6 @@
 """A matrix as the engine computes with it: products, norms and views, made once and kept."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +13,7 @@ from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
 from backsolve.types import Array, Trans
 
 from .direct.condition import inverse_norm
+from .lazy import lazy
 
 _MAX = float(np.finfo(np.float64).max)
 
@@ -47,27 +47,27 @@ class Operand:
         """float64 or complex128: what residuals are computed in."""
         return np.dtype(np.complex128 if self.dtype.kind == "c" else np.float64)
 
-    @cached_property
+    @lazy
     def wide_values(self) -> Array:
         """The values in float64/complex128, shared with `values` if they are that already."""
         return self.values.astype(self.wide_dtype, copy=False)
 
-    @cached_property
+    @lazy
     def wide(self) -> tuple[Any, ...]:
         """Each system in float64/complex128: `csr_array`s, 2-D arrays or parameters by name, sharing memory."""
         return tuple(self._system(values) for values in self._each(self.wide_values))
 
-    @cached_property
+    @lazy
     def wide_transposed(self) -> tuple[Any, ...]:
         """The transpose of each of `wide`, sharing memory."""
         return tuple(a.T for a in self.wide)
 
-    @cached_property
+    @lazy
     def systems(self) -> tuple[Any, ...]:
         """Each system in its own element type: `csr_array`s, 2-D arrays or parameters by name, sharing memory."""
         return tuple(self._system(values) for values in self._each(self.values))
 
-    @cached_property
+    @lazy
     def norm_table(self) -> Array:
         """`[systems, 2]`: 1-norm and infinity-norm of each system; those of a structured one may be estimates."""
         with np.errstate(over="ignore"):
@@ -99,7 +99,7 @@ class Operand:
             return np.bincount(self.pattern.rows, weights=np.abs(self.wide[0].data), minlength=self.m)
         return np.asarray(np.abs(self.wide_values).sum(axis=1))
 
-    @cached_property
+    @lazy
     def finite(self) -> bool:
         """Whether every value is a finite number."""
         return bool(np.isfinite(self.values).all())

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,6 +52,26 @@ class Admission:
     def __init__(self, callers: Callers, failed: Callable[[Exception, str], None]) -> None:
         self._failed = failed
         self._callers = callers
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    @contextmanager
+    def let_in(self, context: Any, refuse_when_full: Callable[[int], None]) -> Iterator[CallContext]:
+        """As `admit`, for what may have to queue: refused while that is cheap when there is no room.
+
+        Args:
+            context: gRPC's.
+            refuse_when_full: given how many such calls are under way, raises what refuses one more.
+        """
+        with self.admit(context) as call:
+            with self._lock:
+                refuse_when_full(self._under_way)
+                self._under_way += 1
+            try:
+                yield call
+            finally:
+                with self._lock:
+                    self._under_way -= 1
 
     @contextmanager
     def admit(self, context: Any) -> Iterator[CallContext]:

@@ -120,7 +120,7 @@ class SolverServicer:
         encode: Callable[[Reply], tuple[Any, calls.Arrays]],
     ) -> Any:
         """One call in one message each way; `stream` names its twin for what is larger."""
-        with self._admission.admit(context) as call:
+        with self._admission.let_in(context, self._plane.refuse_when_full) as call:
             check_readable(request)
             _check_unary(framing.payload_bytes(request), stream)
             arrays = framing.embedded(request, self._plane.limits.max_payload_bytes)
@@ -141,7 +141,7 @@ class SolverServicer:
     ) -> Frames:
         """One call in chunks: header, `ready` or an error, chunks; then the reply the same way."""
         asked, answered = kinds
-        with self._admission.admit(context) as call:
+        with self._admission.let_in(context, self._plane.refuse_when_full) as call:
             with Watched(frames, context, STALL_SECONDS) as watched:
                 header = streams.expect(watched, asked)
                 ref = calls.decode_ref(header.matrix)
@@ -179,7 +179,7 @@ class MatricesServicer:
 
     def Put(self, frames: Frames, context: Any) -> Any:  # noqa: N802
         """Take a matrix, or the values of one whose pattern is held."""
-        with self._admission.admit(context) as call:
+        with self._admission.let_in(context, self._plane.refuse_when_full) as call:
             with Watched(frames, context, STALL_SECONDS) as watched:
                 header = streams.expect(watched, "put")
                 ref = calls.decode_ref(header.matrix)

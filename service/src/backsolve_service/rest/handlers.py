@@ -80,6 +80,7 @@ class Handlers:
         self._buffers = Buffers()
         self._bytes = 0
         self._computing = 0
+        self._under_way = 0
         self.draining = False
 
     async def compute(self, job: Job, exchange: Exchange) -> None:
@@ -95,7 +96,7 @@ class Handlers:
         ref = None if named is None else ref_from_key(named)
         brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
         allocate = aligned if brought else self._buffers.take  # brought values stay, and with them their buffer
-        with self._room(size):
+        with self._room(size), self._let_in():
             if ref is not None and size > ASK_FIRST_BYTES:
                 await self._run(partial(self._plane.require, ref, context, brought=brought))
             body = await exchange.read(size - sharing.nbytes, allocate)
@@ -125,7 +126,7 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._room(size):
+        with self._room(size), self._let_in():
             body = await exchange.read(size - sharing.nbytes)
             reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
         await exchange.reply(reply)
@@ -147,7 +148,7 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._room(size):
+        with self._room(size), self._let_in():
             digests = None
             if size >= LEAST_BYTES and not sharing.nbytes:
                 digests = BodyDigests(self._pool, lambda: self._plane.pattern(ref.pattern, context)[0].layout)
@@ -235,6 +236,16 @@ class Handlers:
             yield
         finally:
             self._bytes -= size
+
+    @contextmanager
+    def _let_in(self) -> Iterator[None]:
+        """Refuse what there is no room to queue for while that is cheap; only the event loop's thread comes here."""
+        self._plane.refuse_when_full(self._under_way)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))

@@ -11,7 +11,7 @@ from ..observer import Observer
 _LEAST_RETRY_SECONDS = 0.05
 _MOST_RETRY_SECONDS = 30.0
 _MEMORY = 0.1
-"""Weight of the newest interval between two ends of work in the running mean."""
+"""Weight of the newest in the running means: of the time between two ends of work, and of refusals in that time."""
 
 
 @final
@@ -34,6 +34,7 @@ class Backlog:
         self._observer = observer
         self.nbytes = 0
         self._interval = 0.0
+        self._refusals = 0.0
         self._last_end = time.monotonic()
         self._calls: set[int] = set()
         self.idle = threading.Condition(self._lock)
@@ -84,13 +85,23 @@ class Backlog:
             if self.draining and not (call in self._calls or (call is None and self._calls)):
                 raise _draining()
             if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
-                raise QueueFullError(
-                    f"{self.waiting} jobs wait (at most {self._max_queue}) and {self.nbytes} bytes are held "
-                    f"(at most {self._max_bytes}): come back later, or ask another replica",
-                    retry_after=round(self._retry_seconds(), 3),
-                )
+                raise self._refusal()
             self.waiting += 1
             self.nbytes += nbytes
+
+    def refuse_when_full(self, calls: int) -> None:
+        """Turn a call away before anything is read or computed for it, if its first job would be.
+
+        Args:
+            calls: that were let in and have no answer yet, whether or not their jobs wait already.
+
+        Raises:
+            QueueFullError: as many wait, or will, as may.
+        """
+        if max(self.waiting, calls - self.running) < self._max_queue:
+            return
+        with self._lock:
+            raise self._refusal()
 
     def withdrawn(self, nbytes: int) -> None:
         """A job left before it began."""
@@ -116,14 +127,29 @@ class Backlog:
             self.running -= jobs
             self.nbytes -= nbytes
             self._interval += _MEMORY * ((now - self._last_end) / jobs - self._interval)
+            self._refusals *= (1 - _MEMORY) ** jobs
             self._last_end = now
             if self.quiet:
                 self.idle.notify_all()
 
+    def _refusal(self) -> QueueFullError:
+        """One more is turned away; the lock is held."""
+        self._refusals += _MEMORY
+        return QueueFullError(
+            f"{self.waiting} jobs wait (at most {self._max_queue}) and {self.nbytes} bytes are held "
+            f"(at most {self._max_bytes}): come back later, or ask another replica",
+            retry_after=round(self._retry_seconds(), 3),
+        )
+
     def _retry_seconds(self) -> float:
-        """Until about half of what waits will have gone, at the rate at which work ends now."""
+        """Until about half of what may wait will have gone, at the rate at which work ends now.
+
+        So many times as long as are turned away for each one that is served: all of them come back, and
+        those who would be turned away again had better come later.
+        """
         interval = max(self._interval, time.monotonic() - self._last_end if self.running else 0.0)
-        return min(max(interval * self.waiting / 2, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS)
+        seconds = interval * self._max_queue / 2 * max(self._refusals, 1.0)
+        return min(max(seconds, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS)
 
 
 def _draining() -> DrainingError:

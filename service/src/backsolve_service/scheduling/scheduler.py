@@ -111,6 +111,14 @@ class Scheduler:
         """Whether new calls are refused."""
         return self._backlog.draining
 
+    def refuse_when_full(self, calls: int) -> None:
+        """Turn a call away before its body is read, with `calls` others under way.
+
+        Raises:
+            QueueFullError: as many wait, or will, as may.
+        """
+        self._backlog.refuse_when_full(calls)
+
     @contextmanager
     def call(self, context: CallContext) -> Iterator[None]:
         """Admit one call; what it asks for inside the block is served even while draining.
