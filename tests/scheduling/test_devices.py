@@ -23,18 +23,18 @@ FAILING = """
 import pathlib
 import backsolve_service.engine.direct.dense_factor as dense_factor
 
-solve = dense_factor._solve
+solve = dense_factor.DenseFactor.solve
 
 
-def failing(*arguments):
+def failing(factor, *arguments):
     mark = pathlib.Path({mark!r})
-    mark.with_suffix(".place").write_text(arguments[3])
+    mark.with_suffix(".place").write_text(factor.device)
     if mark.exists():
         raise RuntimeError("CUDA error: " + mark.read_text())
-    return solve(*arguments)
+    return solve(factor, *arguments)
 
 
-dense_factor._solve = failing
+dense_factor.DenseFactor.solve = failing
 """
 """Run at the start of a worker's process: its solves fail as a broken device's do while a file is there, and tell on
 which device they ran in another."""
@@ -88,8 +88,9 @@ def test_factors_move_and_a_failed_device_ends_its_process_and_nothing_else(sche
         np.testing.assert_allclose(a @ solve(scheduler, ref, b), b, rtol=1e-12)
         assert mark.with_suffix(".place").read_text() == place
     assert (ref.n, ref.m, ref.note) == (here.n, here.m, here.note) == (12, 12, None)
-    assert (ref.device_nbytes, ref.movable) == (12 * 12 * 8 + 12 * 4, True)
-    assert (here.device_nbytes, here.nbytes) == (0, ref.device_nbytes)
+    # L, U and pivots, and on a device the matrix beside them.
+    assert (ref.device_nbytes, ref.movable) == (12 * 12 * 8 + 12 * 4 + a.nbytes, True)
+    assert (here.device_nbytes, here.nbytes) == (0, ref.device_nbytes - a.nbytes)
     assert ref.nbytes == ref.device_nbytes + a.nbytes  # the process has its own copy of the values
 
     mark.write_text("invalid argument")  # spoils a call, not the context

@@ -11,8 +11,8 @@ from support.systems import dense, laplacian
 
 DEVICE = "cpu:0"
 N = 40
-FACTOR = N * N * 8 + N * 4
-"""Bytes of L, U and the pivots."""
+FACTOR = 2 * N * N * 8 + N * 4
+"""Bytes of L, U and the pivots, and of the matrix beside them."""
 
 
 @pytest.fixture(scope="module")

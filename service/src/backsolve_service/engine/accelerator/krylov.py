@@ -19,11 +19,12 @@ from ..krylov.basis import basis_bytes, columns_at_once, groups
 from ..operand import Operand
 from ..scaling import exponents, magnitude, shift
 from ..tolerance import SINGLE_EPS, epsilon, iterative_rtol
+from .figures import largest_entry
 from .operator import DeviceOperator
 from .place import fetch, torch_dtype, upload, working
 from .precondition import DevicePreconditioner
 from .problem import Apply, Iterated, NotDefiniteError, Problem
-from .proof import largest_entry, prove
+from .proof import prove
 
 MAX_COLUMNS = 64
 """A block reads A once for all its columns, and an iteration's launches are paid once as well."""

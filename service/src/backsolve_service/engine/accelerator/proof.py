@@ -4,6 +4,7 @@ import torch
 
 from backsolve.types import Trans
 
+from .figures import figures
 from .operator import DeviceOperator
 
 
@@ -21,19 +22,4 @@ def prove(operator: DeviceOperator, b: torch.Tensor, x: torch.Tensor, trans: Tra
         `[3, k]` in float64, on the device: relative residual, backward error, and the lower bound
         on the condition number. What is not a number comes out as infinite.
     """
-    residual = b - operator.product(x, trans)
-    two, two_b = (torch.linalg.vector_norm(v, dim=1) for v in (residual, b))
-    remainder, size, largest = (largest_entry(v) for v in (residual, x, b))
-    relative = torch.where(two == 0, 0.0, two / two_b)
-    # Divided through by ||x||: the product ||A|| ||x|| could overflow and hide the error.
-    scale = torch.where(size > 0, size, 1.0)
-    backward = (remainder / scale) / (matrix_norm * (size > 0) + largest / scale)
-    backward = torch.where(remainder == 0, 0.0, backward)
-    condition = torch.where(largest > 0, matrix_norm * (size / largest), 0.0)
-    figures = torch.stack([relative, backward, condition])
-    return torch.where(torch.isnan(figures), torch.inf, figures)
-
-
-def largest_entry(rows: torch.Tensor) -> torch.Tensor:
-    """Maximum norm of each row."""
-    return torch.amax(torch.abs(rows), dim=1)
+    return figures(b - operator.product(x, trans), b, x, matrix_norm)

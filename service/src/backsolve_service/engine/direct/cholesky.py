@@ -26,9 +26,9 @@ class Cholesky(Solver):
         if isinstance(pattern, Pattern):
             # Where the pivots have to be read, SuperLU keeps the copy that it hands out.
             return replace(analyze(pattern, self.name, spec), copies=2)
-        from .dense import DenseSymbolic  # noqa: PLC0415  (torch is for dense matrices only)
+        from .dense import dense_symbolic  # noqa: PLC0415  (torch is for dense matrices only)
 
-        return DenseSymbolic(pattern)
+        return dense_symbolic(pattern, spec)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         """Factorize.

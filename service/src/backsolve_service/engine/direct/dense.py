@@ -16,7 +16,8 @@ from backsolve.errors import DeviceOutOfMemoryError, MemoryBudgetError
 from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Status, Trans
 
-from ..base import Outcome, Symbolic
+from ..base import FactorSpec, Outcome, Symbolic
+from ..device import CPU
 from ..operand import Operand
 from ..spare import give_up
 
@@ -27,9 +28,15 @@ MAX_COLUMNS = 128
 @final
 @dataclass(frozen=True)
 class DenseSymbolic(Symbolic):
-    """Nothing but the size: a dense pattern needs no analysis."""
+    """Nothing but the size: a dense pattern needs no analysis.
+
+    Attributes:
+        pattern: the pattern.
+        on_device: factors lie on a device, each beside the matrix.
+    """
 
     pattern: AnyPattern
+    on_device: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +45,12 @@ class DenseSymbolic(Symbolic):
 
     def predicted_nbytes(self, precision: str) -> int:
         """A factor is as large as its matrix, pivots apart."""
-        return self.pattern.nnz * np.dtype(precision).itemsize
+        return (2 if self.on_device else 1) * self.pattern.nnz * np.dtype(precision).itemsize
+
+
+def dense_symbolic(pattern: AnyPattern, spec: FactorSpec | None) -> DenseSymbolic:
+    """What is prepared of a dense pattern for the place that a spec names."""
+    return DenseSymbolic(pattern, on_device=spec is not None and spec.device != CPU)
 
 
 def tensor(array: Array, device: str) -> torch.Tensor:

@@ -4,16 +4,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Self, final
 
+import numpy as np
 import torch
 
 from backsolve.types import Array, Status, Trans
 
+from ..accelerator.figures import figures
 from ..base import Controls, Factor, Outcome
+from ..certify import Proof
 from ..device import CPU
 from ..faults import record, singular
 from ..operand import Operand
 from .condition import condition_number, inverse_norm
-from .dense import MAX_COLUMNS, conjugating_solve, memory_guard, outcome
+from .dense import MAX_COLUMNS, conjugating_solve, memory_guard, outcome, tensor
+
+_WIDENED = 1 << 23
+"""Entries of a matrix in single precision that are widened at a time: 64 MB beside it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +47,22 @@ class Form(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class DenseFactor(Factor):
-    """A factorization with the status of each system, made by `dense_factor`."""
+    """A factorization with the status of each system, made by `dense_factor`.
+
+    Attributes:
+        device: where it lies.
+        form: the factorization.
+        estimate: of the condition number.
+        proving: A beside it, where that is no CPU: residuals are measured where x is. On the host they are
+            measured by whoever asked, and this is the operand's own memory. None: nobody wants them.
+    """
 
     operand: Operand
     device: str
     form: Form
     statuses: tuple[Status, ...]
     estimate: float | None
+    proving: torch.Tensor | None = None
 
     direct = True
     movable = True
@@ -55,8 +70,9 @@ class DenseFactor(Factor):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factorization."""
-        return self.form.nbytes
+        """Bytes of the factorization, and of the matrix beside it on a device."""
+        beside = 0 if self.device == CPU or self.proving is None else self.proving.nbytes
+        return self.form.nbytes + beside
 
     @property
     def device_nbytes(self) -> int:
@@ -66,7 +82,8 @@ class DenseFactor(Factor):
     def moved(self, device: str) -> "DenseFactor":
         """The same factor on another device, bit for bit."""
         with memory_guard(device):
-            return replace(self, device=device, form=self.form.to(device))
+            proving = None if self.proving is None else _beside(self.operand, device)
+            return replace(self, device=device, form=self.form.to(device), proving=proving)
 
     @property
     def condition(self) -> float | None:
@@ -76,8 +93,28 @@ class DenseFactor(Factor):
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
         """As the form does it, at the same cost for each `trans`."""
         del controls
+        if self.device != CPU and self.proving is not None and rhs.size:
+            return self._proved(rhs, trans, self.proving)
         x = _solve(self.form, rhs, trans, self.device, self.operand)
         return outcome(x, self.statuses, self.operand.batch is not None)
+
+    def _proved(self, rhs: Array, trans: Trans, matrix: torch.Tensor) -> Outcome:
+        """The same with the residual measured on the device: x comes back once, with three numbers a column."""
+        operand, adjoint = self.operand, trans != "N"
+        plain_transpose = trans == "T" and operand.dtype.kind == "c"
+        wide = getattr(torch, operand.wide_dtype.name)
+        norms = [[operand.norm(index, trans)] for index in range(len(self.statuses))]
+        with memory_guard(self.device):
+            b = tensor((np.conj(rhs) if plain_transpose else rhs).astype(operand.dtype, copy=False), self.device)
+            x = self.form.solve(b, adjoint=adjoint)
+            residual = b.to(wide) - product(matrix, x.to(wide), adjoint=adjoint)
+            scale = torch.tensor(norms, dtype=torch.float64, device=b.device)
+            rows = [each.to(wide).mT.reshape(len(norms), *each.mT.shape[-2:]) for each in (residual, b, x)]
+            measured = figures(rows[0], rows[1], rows[2], scale).cpu().numpy()
+            found = x.cpu().numpy()
+        measured[:, [index for index, status in enumerate(self.statuses) if status is not Status.OK]] = np.inf
+        made = outcome(np.conj(found) if plain_transpose else found, self.statuses, operand.batch is not None)
+        return replace(made, proof=Proof(*measured))
 
 
 def dense_factor(operand: Operand, device: str, form: Form, statuses: list[Status]) -> DenseFactor:
@@ -91,7 +128,25 @@ def dense_factor(operand: Operand, device: str, form: Form, statuses: list[Statu
             operand.dtype,
         )
         estimate = condition_number(operand.norms[0][0], inverse)
-    return DenseFactor(operand, device, form, tuple(statuses), estimate)
+    proving = None if device == CPU else _beside(operand, device)
+    return DenseFactor(operand, device, form, tuple(statuses), estimate, proving)
+
+
+def product(a: torch.Tensor, x: torch.Tensor, *, adjoint: bool) -> torch.Tensor:
+    """`A x` or `Aᴴ x` in x's type, `[..., n, k]`; a narrower A is widened some rows at a time, not as a whole."""
+    op = a.mH if adjoint else a
+    if a.dtype == x.dtype:
+        return op @ x
+    n = op.shape[-2]
+    rows = max(1, _WIDENED // max(1, op.numel() // max(n, 1)))
+    parts = [op[..., first : first + rows, :].to(x.dtype) @ x for first in range(0, n, rows)]
+    return torch.cat(parts, dim=-2)
+
+
+def _beside(operand: Operand, device: str) -> torch.Tensor:
+    """A as it was given; on the CPU its own memory."""
+    with memory_guard(device):
+        return tensor(operand.values, device)
 
 
 def record_zero_pivots(operand: Operand, statuses: list[Status], info: torch.Tensor) -> None:

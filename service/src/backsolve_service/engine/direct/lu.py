@@ -12,7 +12,7 @@ from ..base import Factor, FactorSpec, Solver, Symbolic
 from ..device import CPU
 from ..faults import finite_statuses
 from ..operand import Operand
-from .dense import DenseSymbolic, memory_guard, values_tensor
+from .dense import dense_symbolic, memory_guard, values_tensor
 from .dense_factor import Form, dense_factor, record_zero_pivots
 from .host_lu import factorize_on_host
 from .mixed import factorize_mixed, is_mixed
@@ -40,10 +40,9 @@ class DenseLu(Solver):
 
     def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Nothing to prepare."""
-        del spec
         if not isinstance(pattern, DensePattern):
             raise InvalidPatternError("method 'lu' takes dense matrices: use method 'superlu'")
-        return DenseSymbolic(pattern)
+        return dense_symbolic(pattern, spec)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         """Factorize; `2/3 n³` multiply-adds, and a few solves for the condition estimate.

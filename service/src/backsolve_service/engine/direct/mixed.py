@@ -10,7 +10,7 @@ arithmetic in obtaining 64 bit accuracy", SC 2006; Higham, "Accuracy and Stabili
 Algorithms", 2nd edition, section 12.2, for where it converges: condition numbers below about 1e7.
 """
 
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import final
 
 import numpy as np
@@ -83,7 +83,7 @@ class MixedFactor(Factor):
         scaled = shift(stacked, before - powers).astype(self.inner.operand.dtype)
         found = self.inner.solve(scaled if rhs.ndim == 3 else scaled[0], trans, controls)
         x = shift(found.x.reshape(stacked.shape).astype(rhs.dtype), after + powers)
-        return replace(found, x=x.reshape(rhs.shape))
+        return replace(found, x=x.reshape(rhs.shape), proof=None)  # that was of the rounded matrix
 
 
 def is_mixed(operand: Operand, spec: FactorSpec) -> bool:
@@ -129,7 +129,9 @@ def factorize_mixed(
 def _hollow(inner: Factor) -> Factor:
     """The same factor without the rounded matrix."""
     assert is_dataclass(inner)
-    made: Factor = replace(inner, operand=inner.operand.hollow())
+    # On a device a dense factor has it a second time, to prove its answers with.
+    proving = {"proving": None} if "proving" in {field.name for field in fields(inner)} else {}
+    made: Factor = replace(inner, operand=inner.operand.hollow(), **proving)
     return made
 
 

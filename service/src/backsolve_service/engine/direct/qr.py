@@ -13,6 +13,7 @@ from backsolve.pattern import AnyPattern, DensePattern
 from backsolve.types import Status
 
 from ..base import Factor, FactorSpec, Solver, Symbolic
+from ..device import CPU
 from ..faults import finite_statuses, record
 from ..operand import Operand
 from ..tolerance import epsilon
@@ -43,9 +44,10 @@ class Factored(Form):
 @final
 @dataclass(frozen=True)
 class QrSymbolic(Symbolic):
-    """Nothing but the size."""
+    """Nothing but the size, and whether factors lie on a device."""
 
     pattern: AnyPattern
+    on_device: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -53,8 +55,8 @@ class QrSymbolic(Symbolic):
         return 0
 
     def predicted_nbytes(self, precision: str) -> int | None:
-        """Twice the matrix."""
-        return 2 * DenseSymbolic(self.pattern).predicted_nbytes(precision)
+        """Q and R; on a device the matrix beside them."""
+        return (3 if self.on_device else 2) * DenseSymbolic(self.pattern).predicted_nbytes(precision)
 
 
 @final
@@ -65,10 +67,9 @@ class Qr(Solver):
 
     def analyze(self, pattern: AnyPattern, spec: FactorSpec | None = None) -> Symbolic:
         """Nothing to prepare."""
-        del spec
         if not isinstance(pattern, DensePattern):
             raise InvalidPatternError("method 'qr' takes dense matrices: use method 'superlu'")
-        return QrSymbolic(pattern)
+        return QrSymbolic(pattern, on_device=spec is not None and spec.device != CPU)
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         """Factorize; `8/3 n³` multiply-adds with Q formed, and a few solves for the condition estimate.

@@ -33,11 +33,10 @@ class Triangular(Solver):
             SingularMatrixError: a diagonal entry is not stored.
             InvalidPatternError: entries are stored on both sides of the diagonal.
         """
-        del spec
         if not isinstance(pattern, Pattern):
-            from .dense import DenseSymbolic  # noqa: PLC0415  (torch is for dense matrices only)
+            from .dense import dense_symbolic  # noqa: PLC0415  (torch is for dense matrices only)
 
-            return DenseSymbolic(pattern)
+            return dense_symbolic(pattern, spec)
         facts = inspect_pattern(pattern)
         check_matching(facts)
         if not facts.triangular:
