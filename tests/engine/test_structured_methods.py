@@ -102,6 +102,9 @@ def test_a_batch_has_the_side_of_all_its_systems_and_a_status_of_each_zero_pivot
     assert side(flat, lower, upper) is None
     assert side(lower, full) is None
     assert side(full, lower) is None
+    for n in (0, 3):
+        none = factor_of("triangular", matrix("dense", np.zeros((0, n, n))))
+        assert answer(none, np.zeros((0, n, 1)), "N", Controls()).x.shape == (0, n, 1)
     pivotless, b = lower.copy(), numbers((3, 40, 1), "float64", 301_774_118)
     pivotless[[4, 9], [4, 9]] = 0
     got = answer(factor_of("triangular", matrix("dense", np.stack([flat, pivotless, lower]))), b, "N", Controls())

@@ -45,7 +45,7 @@ def factorize_dense(operand: Operand, spec: FactorSpec) -> Factor:
     side = common_triangle(operand)
     if side is None:
         raise InvalidPatternError("method 'triangular' takes matrices with nonzeros on one side of the diagonal only")
-    zeros = (diagonals(operand) == 0).reshape(len(statuses), -1)
+    zeros = (diagonals(operand) == 0).reshape(len(statuses), operand.n)
     for index in np.flatnonzero(zeros.any(axis=1)).tolist():
         if statuses[index] is Status.OK:
             statuses[index] = record(operand, singular(int(zeros[index].argmax())))
