@@ -166,9 +166,13 @@ def test_server_info_arrives_as_it_was():
         ("x",),
         8080,
         0,
-        {"a": "b"},
+        unix_http="/run/a",
+        unix_grpc="/run/b",
+        unix_shared="/run/c",
+        versions={"a": "b"},
     )
-    for info in (full, replace(full, http_port=None, grpc_port=None, extensions=(), versions={})):
+    nowhere = dict.fromkeys(("http_port", "grpc_port", "unix_http", "unix_grpc", "unix_shared"))
+    for info in (full, replace(full, **nowhere, extensions=(), versions={})):
         sent = solver_pb2.GetServerInfoResponse.FromString(replies.encode_info(info).SerializeToString())
         assert replies.decode_info(sent) == info
 
