@@ -244,11 +244,6 @@ def test_a_caller_that_waits_for_permission_is_refused_before_it_sends(port: int
     assert json.loads(body)["reason"] == "NEED_MATRIX"
 
 
-def test_compressed_bodies_are_refused(port: int) -> None:
-    reply = ask(port, "POST", "/v1/solve", b"{}", "application/json", content_encoding="gzip")
-    assert (reply.status, reply.json()["reason"]) == (400, "MALFORMED")
-
-
 # -- everything else --------------------------------------------------------------------------
 
 

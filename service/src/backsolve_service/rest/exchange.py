@@ -115,8 +115,6 @@ class Exchange:
             )
         if not (text.isascii() and text.isdigit()):
             raise MalformedError("Content-Length is not a number")
-        if self.headers.get("content-encoding", "identity").lower() != "identity":
-            raise MalformedError("compressed bodies are not read here: send it without Content-Encoding")
         size = int(text) + elsewhere
         if size > limit:
             raise PayloadTooLargeError(

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -15,7 +15,7 @@ from backsolve._rest.body import MEDIA_TYPE, aligned, decode
 from backsolve._rest.documents import info_to_json, ref_from_key
 from backsolve._rest.messages import put_base, read_put
 from backsolve._transports.base import PutCall
-from backsolve.errors import DigestMismatchError, DrainingError, QueueFullError
+from backsolve.errors import DigestMismatchError, DrainingError, MalformedError, QueueFullError
 from backsolve.fingerprint import Taken
 from backsolve.matrix import Matrix
 from backsolve.types import Holding, MatrixRef
@@ -23,7 +23,7 @@ from backsolve.types import Holding, MatrixRef
 from ..arriving import LEAST_BYTES
 from ..context import CallContext
 from ..sharing.registry import Registry
-from . import uploads
+from . import coding, uploads
 from .buffers import Buffers
 from .exchange import Exchange, Reply, query_choice
 from .hashing import BodyDigests
@@ -89,6 +89,7 @@ class Handlers:
         source = request_type(exchange, (MEDIA_TYPE, JSON))
         target = reply_type(exchange, (MEDIA_TYPE, JSON) if source == MEDIA_TYPE else (JSON, MEDIA_TYPE))
         strict = query_choice(exchange, "on_failure", ("return", "raise")) == "raise"
+        packed = coding.wants_zstd(exchange)
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
@@ -99,24 +100,26 @@ class Handlers:
         with self._room(size), self._let_in():
             if ref is not None and size > ASK_FIRST_BYTES:
                 await self._run(partial(self._plane.require, ref, context, brought=brought))
-            body = await exchange.read(size - sharing.nbytes, allocate)
+            async with self._body(exchange, size, sharing, allocate) as body:
 
-            def work() -> Reply:
-                request = Request(sharing.gather(body, allocate), source, target, strict, context)
-                return sharing.deliver(job(self._plane, request))
+                def work() -> Reply:
+                    request = Request(sharing.gather(body, allocate), source, target, strict, context)
+                    reply = sharing.deliver(job(self._plane, request))
+                    return coding.encode(reply) if packed else reply
 
-            reply = None
-            self._computing += 1
-            try:
-                if size <= AT_ONCE_BYTES and source == MEDIA_TYPE and sharing.registry is None:
-                    request = Request(body, source, target, strict, context)
-                    alone = self._computing == 1
-                    reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
-                if reply is None:
-                    reply = await self._watched(exchange, context, work)
-            finally:
-                self._computing -= 1
-            await exchange.reply(reply)
+                reply = None
+                self._computing += 1
+                try:
+                    at_once = not packed and sharing.registry is None and source == MEDIA_TYPE
+                    if at_once and body.size <= AT_ONCE_BYTES:
+                        request = Request(body, source, target, strict, context)
+                        alone = self._computing == 1
+                        reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
+                    if reply is None:
+                        reply = await self._watched(exchange, context, work)
+                finally:
+                    self._computing -= 1
+                await exchange.reply(reply)
 
     async def upload(self, exchange: Exchange) -> None:
         """POST /v1/matrices."""
@@ -127,8 +130,8 @@ class Handlers:
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         with self._room(size), self._let_in():
-            body = await exchange.read(size - sharing.nbytes)
-            reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
+            async with self._body(exchange, size, sharing) as body:
+                reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
         await exchange.reply(reply)
 
     def _accept(self, source: str, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
@@ -150,11 +153,12 @@ class Handlers:
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
         with self._room(size), self._let_in():
             digests = None
-            if size >= LEAST_BYTES and not sharing.nbytes:
+            if size >= LEAST_BYTES and not sharing.nbytes and coding.request_coding(exchange) is None:
                 digests = BodyDigests(self._pool, lambda: self._plane.pattern(ref.pattern, context)[0].layout)
-            body = await exchange.read(size - sharing.nbytes, watch=None if digests is None else digests.came)
-            taken = Taken() if digests is None else await digests.taken()
-            reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, taken, context))
+            watch = None if digests is None else digests.came
+            async with self._body(exchange, size, sharing, watch=watch) as body:
+                taken = Taken() if digests is None else await digests.taken()
+                reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, taken, context))
         await exchange.reply(reply)
 
     def _store(
@@ -246,6 +250,27 @@ class Handlers:
             yield
         finally:
             self._under_way -= 1
+
+    @asynccontextmanager
+    async def _body(
+        self,
+        exchange: Exchange,
+        size: int,
+        sharing: Sharing,
+        allocate: Callable[[int], NDArray[np.uint8]] = aligned,
+        watch: Callable[[NDArray[np.uint8], int], None] | None = None,
+    ) -> AsyncIterator[NDArray[np.uint8]]:
+        """The body of a message of `size` bytes, decoded; there is room for it as it came already."""
+        sent = size - sharing.nbytes
+        if coding.request_coding(exchange) is None:
+            yield await exchange.read(sent, allocate, watch)
+            return
+        if sharing.nbytes:
+            raise MalformedError("the header of tensors in shared memory is sent as it is, without Content-Encoding")
+        body = await exchange.read(sent)
+        whole = await self._run(coding.decoded_size, body, self._plane.limits.max_payload_bytes)
+        with self._room(whole):
+            yield await self._run(coding.decode, body, whole, allocate)
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
