@@ -106,6 +106,21 @@ def payload_bytes(message: Message) -> int:
     return sum(tensor.nbytes for tensor in tensors(message).values())
 
 
+def check_payload(size: int, limit: int) -> None:
+    """Refuse a call whose tensors are too large; both ends do, the client before it sends them.
+
+    Raises:
+        PayloadTooLargeError: they are.
+    """
+    if size > limit:
+        raise PayloadTooLargeError(
+            f"the call carries {size} bytes, the limit is {limit}: "
+            "split the right-hand sides, or raise the server's payload limit",
+            limit=limit,
+            size=size,
+        )
+
+
 @final
 class Assembler:
     """The arrays that a message announces, filled from the message itself or from chunks.
@@ -130,13 +145,8 @@ class Assembler:
         declared = tensors(message)
         checked = {name: _checked(name, tensor) for name, tensor in declared.items()}
         size = payload_bytes(message)
-        if max_payload_bytes is not None and size > max_payload_bytes:
-            raise PayloadTooLargeError(
-                f"the call carries {size} bytes, the limit is {max_payload_bytes}: "
-                "split the right-hand sides, or raise the server's payload limit",
-                limit=max_payload_bytes,
-                size=size,
-            )
+        if max_payload_bytes is not None:
+            check_payload(size, max_payload_bytes)
         self.size = size
         self._arrays: dict[str, Array] = {}
         self._targets: dict[int, NDArray[np.uint8]] = {}

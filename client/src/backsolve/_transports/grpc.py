@@ -31,7 +31,7 @@ from ..errors import (
     UnauthenticatedError,
     UnreachableError,
 )
-from ..types import Array, Holding, MatrixRef, ServerInfo
+from ..types import Array, Holding, Limits, MatrixRef, ServerInfo
 from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
 from ..v1.solver_pb2_grpc import MatricesStub, SolverStub
@@ -40,6 +40,8 @@ from .recall import CURRENT, recalled_by
 
 T = TypeVar("T")
 Arrays = Mapping[str, Array]
+_ASK_BYTES = 256 << 10
+"""No server takes less in a message: calls up to here are made without asking for its limits."""
 _CLOSED = "the client is closed: make a new one"
 _TAKEN_BACK = "the call was taken back"
 
@@ -129,7 +131,7 @@ class GrpcTransport(Transport):
         like = call.rhs
         if call.answer_shape is not None:
             like = np.broadcast_to(np.empty((), dtype=call.rhs.dtype), call.answer_shape)
-        if _is_small(arrays, like):
+        if self._fits(arrays, like, timeout):
             reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(solve=message)
@@ -142,7 +144,8 @@ class GrpcTransport(Transport):
         message, arrays = calls.encode_vjp(call)
         stub = self._connection().stub
         reply: VjpReply
-        if "values" not in call.want and _is_small(arrays, call.cotangent):
+        fits = self._fits(arrays, call.cotangent, timeout)
+        if "values" not in call.want and fits:
             reply = self._unary(stub.Vjp, message, arrays, call.ref, timeout, replies.decode_pulled)
         else:
             frame = solver.Frame(vjp=message)
@@ -157,7 +160,7 @@ class GrpcTransport(Transport):
         stub = self._connection().stub
         like = call.b_tangent if call.b_tangent is not None else call.x
         reply: SolveReply
-        if _is_small(arrays, like):
+        if self._fits(arrays, like, timeout):
             reply = self._unary(stub.Jvp, message, arrays, call.ref, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(jvp=message)
@@ -170,7 +173,7 @@ class GrpcTransport(Transport):
         """Upload a matrix, or its values alone; a small one travels in the first frame."""
         message, arrays = calls.encode_put(call)
         connection = self._connection()
-        if _size(arrays) <= framing.UNARY_BYTES:
+        if self._fits(arrays, None, timeout):
             framing.embed(message, arrays)
             connection.sent.add(_size(arrays))
             arrays = {}
@@ -224,6 +227,38 @@ class GrpcTransport(Transport):
             if connection is not mine:
                 mine.close()
         return connection
+
+    def _fits(self, arrays: Arrays, like: Array | None, timeout: float | None) -> bool:
+        """Whether request and reply fit a message each, by our own limits and by those that the server tells.
+
+        Args:
+            arrays: of the request.
+            like: the reply is shaped like it.
+            timeout: of the call.
+
+        Raises:
+            PayloadTooLargeError: the server would refuse the request, of which nothing has been sent.
+        """
+        size = _size(arrays)
+        larger = max(size, _reply_bytes(like))
+        if larger <= _ASK_BYTES:
+            return True
+        limits = self._limits(timeout, fresh=False)
+        if 0 < limits.max_payload_bytes < size:
+            limits = self._limits(timeout, fresh=True)  # it may have been started again, with another limit
+            framing.check_payload(size, limits.max_payload_bytes or size)
+        # Half of a message is left to what is not in the tensors, as between our own two limits.
+        return larger <= min(framing.UNARY_BYTES, limits.max_message_bytes // 2 or framing.UNARY_BYTES)
+
+    def _limits(self, timeout: float | None, *, fresh: bool) -> Limits:
+        """What the server says of its limits, asked once for each connection; 0 where it says nothing."""
+        connection = self._connection()
+        if connection.limits is None or fresh:
+            try:
+                connection.limits = self.info(timeout).limits
+            except (NotSupportedError, PermissionDeniedError):
+                connection.limits = Limits(0, 0)
+        return connection.limits
 
     def _headers(self, ref: MatrixRef | None) -> list[tuple[str, str]]:
         if ref is None:
@@ -342,6 +377,7 @@ class _Connection:
         self.bulk: Any = SolverStub(bulk)  # type: ignore[no-untyped-call]
         self.bulk_matrices: Any = MatricesStub(bulk)  # type: ignore[no-untyped-call]
         self.sent, self.received = _Counter(), _Counter()
+        self.limits: Limits | None = None
 
     def close(self) -> None:
         for channel in self._channels:
@@ -377,13 +413,12 @@ def _size(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _is_small(arrays: Arrays, like: Array | None) -> bool:
-    """Whether request and reply each fit one message; the reply is shaped like `like`."""
+def _reply_bytes(like: Array | None) -> int:
+    """Bytes of a reply that is shaped like `like`."""
     if like is None:
-        return _size(arrays) <= framing.UNARY_BYTES
+        return 0
     # If the leading axis is a batch, the certificate has an element for each of its systems.
-    elements = framing.ELEMENT_BYTES * like.shape[0] if like.ndim > 1 else 0
-    return max(_size(arrays), like.nbytes, elements) <= framing.UNARY_BYTES
+    return max(like.nbytes, framing.ELEMENT_BYTES * like.shape[0] if like.ndim > 1 else 0)
 
 
 def _check_shape(answer: Array, like: Array) -> None:
