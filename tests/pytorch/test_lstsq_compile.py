@@ -91,9 +91,9 @@ def test_backward_does_not_hash(embedded: Client, monkeypatch: pytest.MonkeyPatc
     hashed: list[int] = []
     original = fingerprint.values_digest
 
-    def counting(pattern: Any, values: Any) -> bytes:
+    def counting(pattern: Any, values: Any, *taken: Any) -> bytes:
         hashed.append(values.size)
-        return original(pattern, values)
+        return original(pattern, values, *taken)
 
     monkeypatch.setattr(fingerprint, "values_digest", counting)
     f(A, b).backward()

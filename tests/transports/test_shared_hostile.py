@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,8 +296,8 @@ def test_a_matrix_is_hashed_and_kept_as_one_and_the_same_copy() -> None:
     kept: list[Matrix] = []
     put = plane.put
 
-    def watched(call: PutCall, context: CallContext) -> MatrixRef:
-        ref = put(call, context)
+    def watched(call: PutCall, context: CallContext, *taken: Any) -> MatrixRef:
+        ref = put(call, context, *taken)
         kept.append(call.matrix)
         return ref
 
