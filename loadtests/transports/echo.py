@@ -9,15 +9,20 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
+import grpc
 import numpy as np
 
 from backsolve._transports.base import SolveCall, SolveReply
-from backsolve.types import Certificate, Holding, Limits, MatrixRef, Status, Timings
+from backsolve.types import DIGEST_VERSION, Certificate, Holding, Limits, MatrixRef, ServerInfo, Status, Timings
+from backsolve.v1 import solver_pb2 as solver
+from backsolve.v1 import types_pb2 as types
 from backsolve_service.callers import Callers
 from backsolve_service.context import CallContext
+from backsolve_service.grpc.server import GrpcConfig, GrpcServer
 from backsolve_service.rest.server import RestConfig, RestServer
 from backsolve_service.sharing.control import ControlServer
 from backsolve_service.sharing.registry import Quotas, Registry
@@ -26,6 +31,7 @@ from backsolve_service.unixsocket import SocketFile
 LENGTH_BYTES = 8
 INSTANCE = "echo"
 _CERTIFICATE = Certificate(Status.OK, "echo", "", "float64", 0, 0.0, 0.0, None, True, True, Timings(), INSTANCE)
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 _MODE = 0o600
 _GIB = 1 << 30
 
@@ -52,8 +58,29 @@ class EchoPlane:
         """Every matrix is held."""
         return [Holding.FACTOR for _ in refs]
 
+    def refuse_when_full(self, calls: int) -> None:
+        """There is always room."""
+
+    def info(self) -> ServerInfo:
+        """Its limits; it has no methods."""
+        return ServerInfo("0", ("v1",), DIGEST_VERSION, INSTANCE, "cpu", (), (), (), self.limits)
+
     def refused(self, error: BaseException, transport: str, request_id: str) -> None:
         """What fails is told to the caller alone."""
+
+
+def unary_reference() -> tuple[Any, int]:
+    """A gRPC server as a tutorial has it: the whole array in one protobuf message each way; and its port."""
+    handler = grpc.unary_unary_rpc_method_handler(
+        lambda request, _: solver.SolveRequest(rhs=types.Tensor(data=request.rhs.data)),
+        request_deserializer=solver.SolveRequest.FromString,
+        response_serializer=solver.SolveRequest.SerializeToString,
+    )
+    server = grpc.server(ThreadPoolExecutor(4), options=UNLIMITED)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("reference", {"Echo": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, port
 
 
 def bounce(listener: socket.socket) -> None:
@@ -97,9 +124,15 @@ def main() -> None:
     unix.listen()
     for listener in (tcp, unix):
         threading.Thread(target=bounce, args=(listener,), daemon=True).start()
-    print(json.dumps({"http": rest.port, "bare": tcp.getsockname()[1]}), flush=True)
+    streams = GrpcServer(plane, GrpcConfig())
+    streams.start()
+    reference, unary_port = unary_reference()
+    ports = {"http": rest.port, "bare": tcp.getsockname()[1], "grpc": streams.port, "unary": unary_port}
+    print(json.dumps(ports), flush=True)
     sys.stdin.read()
     rest.stop()
+    streams.stop()
+    reference.stop(None)
     control.stop()
 
 

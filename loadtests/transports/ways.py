@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from backsolve._transports.base import SolveCall
+from backsolve._transports.base import SolveCall, Transport
+from backsolve._transports.grpc import GrpcTransport
 from backsolve._transports.http import HttpTransport
 from backsolve._transports.shared import SharedMemory
 from backsolve.types import MatrixRef, Options
+from backsolve.v1 import solver_pb2 as solver
+from backsolve.v1 import types_pb2 as types
 
-from .echo import LENGTH_BYTES, receive
+from .echo import LENGTH_BYTES, UNLIMITED, receive
 
 Floats = NDArray[np.float64]
 
@@ -58,6 +62,11 @@ def ways(folder: Path, ports: dict[str, int]) -> Iterator[list[Way]]:
         for transport in (*plain.values(), shared):
             stack.callback(transport.close)
         listed += [Way(name, lambda n, over=over: _solve(over, np.ones(n))) for name, over in plain.items()]  # type: ignore[misc]
+        stream = GrpcTransport(f"127.0.0.1:{ports['grpc']}")
+        stack.callback(stream.close)
+        listed.append(Way("gRPC, as it chooses", lambda n: _solve(stream, np.ones(n))))
+        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{ports['unary']}", UNLIMITED))
+        listed.append(Way("gRPC unary, protobuf", lambda n: _unary(channel, n)))
         listed.append(Way("shared memory, any array", lambda n: _solve(shared, np.ones(n))))
         listed.append(Way("shared memory, client.empty", lambda n: _solve(shared, _in_memory(shared, n))))
         yield listed
@@ -96,7 +105,23 @@ def _in_memory(transport: HttpTransport, n: int) -> Floats:
     return array
 
 
-def _solve(transport: HttpTransport, rhs: Floats) -> Callable[[], object]:
+def _unary(channel: grpc.Channel, n: int) -> Callable[[], object]:
+    call = channel.unary_unary(
+        "/reference/Echo",
+        request_serializer=solver.SolveRequest.SerializeToString,
+        response_deserializer=solver.SolveRequest.FromString,
+    )
+    here = np.ones(n)
+
+    def run() -> Floats:
+        reply = call(solver.SolveRequest(rhs=types.Tensor(data=here.tobytes())), timeout=_TIMEOUT)
+        return np.frombuffer(reply.rhs.data).copy()
+
+    np.testing.assert_array_equal(run(), here)
+    return run
+
+
+def _solve(transport: Transport, rhs: Floats) -> Callable[[], object]:
     call = SolveCall(_REF, Options(), rhs)
     np.testing.assert_array_equal(transport.solve(call, _TIMEOUT).x, rhs)
     return lambda: transport.solve(call, _TIMEOUT).x
