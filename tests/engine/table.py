@@ -107,10 +107,11 @@ EVERY = (
     Row("gmres", "none", "csr", "indefinite", on_device=True),
     *(
         Row("cg", name, layout, "definite", on_device=True)
-        for name in ("amg", "chebyshev(degree=3)")
+        for name in ("amg", "chebyshev(degree=3)", "block_jacobi(size=7)")
         for layout in ("dense", "csr")
     ),
     Row("gmres", "amg", "csr", "general", on_device=True),
+    Row("gmres", "block_jacobi(size=7)", "csr", "general", on_device=True),
     Row("gmres", "amg(kind=sa)", "dense", "general", on_device=True),
     Row("gmres", "chebyshev", "csr", "definite", on_device=True),
     Row("cudss", None, "csr", "general", on_device=True),

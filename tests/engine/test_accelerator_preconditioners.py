@@ -21,7 +21,7 @@ from backsolve_service.engine.structure import inspect, inspect_pattern
 from engine.table import array, factor_of, matrix, numbers, op, poisson
 from engine.test_accelerator import Waits
 
-MAKERS = ("amg", "amg(kind=sa)", "chebyshev(degree=5)")
+MAKERS = ("amg", "amg(kind=sa)", "chebyshev(degree=5)", "block_jacobi(size=9)")
 
 
 def sparse(m: Matrix):
@@ -86,7 +86,10 @@ def test_multigrid_is_the_v_cycle_that_it_says(make, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize(("make", "spelled"), [*((hermitian, each) for each in MAKERS), (windy, "amg")])
+@pytest.mark.parametrize(
+    ("make", "spelled"),
+    [*((hermitian, each) for each in MAKERS), *((windy, each) for each in ("amg", "block_jacobi(size=9)"))],
+)
 def test_transposes_are_exact(make, spelled, dtype):
     m = make(13, dtype)
     plain = whole(spelled, m)
@@ -118,12 +121,18 @@ def test_m_is_definite_where_the_coarsest_matrix_is_hardly():
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 @pytest.mark.parametrize("layout", ["dense", "csr"])
-def test_the_polynomial_is_that_of_the_host(layout, dtype):
-    a = array("definite", dtype)
+@pytest.mark.parametrize(
+    ("spelled", "kind"),
+    [("chebyshev(degree=6)", "definite"), ("block_jacobi(size=7)", "definite"), ("block_jacobi(size=7)", "general")],
+)
+def test_m_is_that_of_the_host(spelled, kind, layout, dtype):
+    a = array(kind, dtype)
     rows = numbers((3, 40), dtype, 480_117_236)
-    built = build("chebyshev(degree=6)", Operand(matrix(layout, a)), 0, "cpu")
-    expected = precondition("chebyshev(degree=6)", a if layout == "dense" else csr_array(a)).apply(rows)
-    np.testing.assert_allclose(built.apply(torch.from_numpy(rows), "H").numpy(), expected, rtol=1e-12, atol=1e-14)
+    built = build(spelled, Operand(matrix(layout, a)), 0, "cpu")
+    host = precondition(spelled, a if layout == "dense" else csr_array(a))
+    for trans, expected in (("N", host.apply(rows)), ("H", host.apply_adjoint(rows))):
+        got = built.apply(torch.from_numpy(rows), trans).numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
@@ -194,7 +203,10 @@ def test_what_the_host_refuses_is_refused_in_the_same_words(spelled, a, error):
     assert str(device.value) == str(host.value)
 
 
-@pytest.mark.parametrize(("spelled", "place"), [("amg", "cuda"), ("chebyshev", "cuda"), ("ic", "cpu"), ("ssor", "cpu")])
+@pytest.mark.parametrize(
+    ("spelled", "place"),
+    [("amg", "cuda"), ("chebyshev", "cuda"), ("block_jacobi", "cuda"), ("ic", "cpu"), ("ssor", "cpu")],
+)
 def test_where_a_method_runs_is_decided_by_its_preconditioner(monkeypatch, spelled, place):
     monkeypatch.setattr(select, "check_device", lambda name: None)
     m = poisson(5)

@@ -73,6 +73,8 @@ def test_the_factor_lies_on_the_device(method: str, dtype: str):
     made = factor(method, array(kind(method), dtype))
     held = made.form.lu if method == "lu" else made.form.lower
     assert held.device.type == DEVICE
+    assert made.proving.device.type == DEVICE
+    assert made.solve(numbers((40, 2), dtype, 7_340_155), "H", Controls()).proof is not None
 
 
 @each_way

@@ -390,7 +390,7 @@ def test_memory_is_accounted(row):
         # Twice where a sparse transpose is stored beside it.
         matrices = 2 if sparse and row.method == "gmres" else 1
         held = matrices * (stored * 8 + (stored + 41) * 4 * sparse)
-        beside = {"none": 0, "jacobi": 40 * 8, "chebyshev": 40 * 8 + held // matrices}
+        beside = {"none": 0, "jacobi": 40 * 8, "chebyshev": 40 * 8 + held // matrices, "block_jacobi": 6 * 7 * 7 * 8}
         # Nothing to coarsen at this size: two halves of an inverse, or it and its adjoint.
         beside["amg"] = 40 * 8 + 2 * 40 * 40 * 8
         assert f.nbytes == held + beside[row.preconditioner.partition("(")[0]]

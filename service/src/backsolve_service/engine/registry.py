@@ -232,7 +232,7 @@ PRECONDITIONERS: Mapping[str, PreconditionerRow] = {
     "none": PreconditionerRow("precond.identity:Identity", definite=True, cuda=True),
     "jacobi": PreconditionerRow("precond.jacobi:Jacobi", definite=True, cuda=True),
     "block_jacobi": PreconditionerRow(
-        "precond.block_jacobi:BlockJacobi", definite=True, parameters={"size": Parameter(32, 1, 1024)}
+        "precond.block_jacobi:BlockJacobi", definite=True, parameters={"size": Parameter(32, 1, 1024)}, cuda=True
     ),
     "ssor": PreconditionerRow("precond.ssor:Ssor", definite=True, parameters={"omega": Parameter(1.0, 0.01, 1.99)}),
     "ic": PreconditionerRow("precond.ic:IncompleteCholesky", definite=True),

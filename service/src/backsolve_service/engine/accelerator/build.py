@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..operand import Operand
+from ..precond.block_jacobi import BlockJacobi
 from ..precond.chebyshev import Chebyshev
 from ..precond.hierarchy import hierarchy
 from ..precond.parameters import resolve, split
@@ -10,7 +11,7 @@ from ..registry import PRECONDITIONERS, precondition
 from .multigrid import DeviceMultigrid
 from .place import upload
 from .polynomial import DeviceChebyshev
-from .precondition import DeviceDiagonal, DeviceIdentity, DevicePreconditioner
+from .precondition import DeviceBlockJacobi, DeviceDiagonal, DeviceIdentity, DevicePreconditioner
 
 
 def build(spelled: str, operand: Operand, index: int, device: str) -> DevicePreconditioner:
@@ -34,6 +35,9 @@ def build(spelled: str, operand: Operand, index: int, device: str) -> DevicePrec
     if name == "chebyshev":
         assert isinstance(host, Chebyshev)
         return DeviceChebyshev(host, device)
+    if name == "block_jacobi":
+        assert isinstance(host, BlockJacobi)
+        return DeviceBlockJacobi(host, device)
     assert name == "jacobi"
     ones = np.ones((1, operand.n), dtype=operand.wide_dtype)
     return DeviceDiagonal(upload(host.apply(ones)[0], device))

@@ -22,6 +22,10 @@ class BlockJacobi(Preconditioner):
         a: any square matrix.
         size: rows of a block; the last block has what is left.
 
+    Attributes:
+        inverse: `[blocks, size, size]`; of definite blocks their inverted Cholesky factors.
+        definite: all of them are Hermitian positive definite.
+
     Raises:
         SingularMatrixError: a block is exactly singular.
     """
@@ -30,37 +34,37 @@ class BlockJacobi(Preconditioner):
         self._n = a.shape[0]
         self._size = max(min(size, self._n), 1)
         blocks = _blocks(a, self._size)
-        self._definite = False
-        self._inverse: Array
+        self.definite = False
+        self.inverse: Array
         if np.allclose(blocks, np.conj(blocks.swapaxes(1, 2)), rtol=1e-14, atol=0):
             try:
-                self._inverse = np.linalg.inv(np.linalg.cholesky(blocks))
-                self._definite = bool(np.isfinite(self._inverse).all())
+                self.inverse = np.linalg.inv(np.linalg.cholesky(blocks))
+                self.definite = bool(np.isfinite(self.inverse).all())
             except np.linalg.LinAlgError:
                 pass
-        if not self._definite:
+        if not self.definite:
             try:
-                self._inverse = np.linalg.inv(blocks)
+                self.inverse = np.linalg.inv(blocks)
             except np.linalg.LinAlgError:
                 raise no_pivot("block_jacobi") from None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the inverted blocks."""
-        return int(self._inverse.nbytes)
+        return int(self.inverse.nbytes)
 
     def apply(self, residuals: Array) -> Array:
         """`M⁻¹ r` for each of the rows of `residuals`, `[k, n]`."""
-        if not self._definite:
-            return self._product(self._inverse, residuals)
-        half = self._product(self._inverse, residuals)
-        return self._product(np.conj(self._inverse.swapaxes(1, 2)), half)
+        if not self.definite:
+            return self._product(self.inverse, residuals)
+        half = self._product(self.inverse, residuals)
+        return self._product(np.conj(self.inverse.swapaxes(1, 2)), half)
 
     def apply_adjoint(self, residuals: Array) -> Array:
         """`M⁻ᴴ r` likewise."""
-        if self._definite:
+        if self.definite:
             return self.apply(residuals)
-        return self._product(np.conj(self._inverse.swapaxes(1, 2)), residuals)
+        return self._product(np.conj(self.inverse.swapaxes(1, 2)), residuals)
 
     def _product(self, blocks: Array, rows: Array) -> Array:
         k, count = rows.shape[0], blocks.shape[0]
