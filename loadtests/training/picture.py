@@ -21,7 +21,7 @@ def draw(bars: Sequence[tuple[str, float, float | None]], path: Path) -> None:
     axes = figure.subplots()
     for row, (_, ratio, target) in enumerate(reversed(bars)):
         axes.barh(row, ratio, height=0.6, color=OURS)
-        axes.text(ratio * 1.06, row, f"{ratio:.2g}", va="center", fontsize=9)
+        axes.text(max(ratio, target or 0.0) * 1.08, row, f"{ratio:.2g}", va="center", fontsize=9)
         if target is not None:
             axes.plot([target, target], [row - 0.38, row + 0.38], color=MARK, linewidth=2)
     axes.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
