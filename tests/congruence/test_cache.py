@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import numpy as np
 import pytest
 
-from backsolve import Client
+from backsolve import Client, fingerprint
 from support.servers import ServerProcess
 from support.systems import convection, laplacian, random_like
 
@@ -42,13 +43,26 @@ def test_one_factorization_for_every_direction_and_tolerance(client: Client) -> 
     assert grown(client, before, "uploads") == 1
 
 
-def test_only_a_handle_and_a_backward_skip_the_hash(client: Client) -> None:
+def test_a_handle_alone_skips_the_hash(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    original = fingerprint.values_digest
+
+    def counting(pattern: Any, values: Any, *taken: Any) -> bytes:
+        hashed.append(values.size)
+        return original(pattern, values, *taken)
+
     a, b = fresh(9, 50_234), np.ones(81)
-    spent = [client.solve(a, b).stats.seconds.hash for _ in range(2)]
-    assert all(spent)
+    x = client.solve(a, b).x
+    monkeypatch.setattr(fingerprint, "values_digest", counting)
+    for solves in (1, 2):
+        client.solve(a, b)
+        assert len(hashed) == solves
+    client.vjp(a, x, b)
+    assert len(hashed) == 3, "the caller may have written to A between the two calls"
     handle = client.factorized(a)
+    assert len(hashed) == 4
     handle.solve(b)
-    assert not handle.last.seconds.hash
+    assert len(hashed) == 4
 
 
 def test_new_values_reuse_the_analysis(client: Client) -> None:

@@ -116,7 +116,7 @@ class Fleet:
     # -- names that are looked up ----------------------------------------------------------
 
     def to_look_up(self) -> Endpoint | None:
-        """The name whose addresses must be asked for now; None: nothing is to be done.
+        """The name whose addresses must be asked for now; None: the last answer is still good.
 
         One caller does it while the others go on with what is known.
         """
