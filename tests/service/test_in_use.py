@@ -1,11 +1,15 @@
 """What calls under way hold can be seen from outside, and is given back however they end."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from backsolve.errors import DeadlineError, SingularMatrixError
+from backsolve_service.cache.entries import MatrixEntry
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from support.factors import held_up, until
 from support.systems import convection
@@ -71,3 +75,34 @@ def test_callers_who_fail_or_leave_hold_nothing(plane):
     with held_up(plane._scheduler), pytest.raises(DeadlineError):
         client.solve(a, np.ones(81), timeout=0.1)
     until(lambda: set(held(plane).values()) == {0})
+
+
+@pytest.mark.parametrize("method", ["lu", "rslab"])
+def test_what_leaves_the_cache_leaves_memory_without_the_garbage_collector(monkeypatch, method):
+    """Until the collector came, tens of matrices that the budget no longer counted would stay."""
+    seen = []
+    made = MatrixEntry.__init__
+
+    def watched(self, *arguments, **named):
+        made(self, *arguments, **named)
+        seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(MatrixEntry, "__init__", watched)
+    n = 130  # too large to be factorized on the caller's thread
+    rng = np.random.default_rng(20)
+    plane = DataPlane(PlaneConfig(workers=1, cache_bytes=3 << 20))
+    client = client_of(plane)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(30):
+            a = rng.standard_normal((n, n)) + n * np.eye(n)
+            client.solve(a if method == "lu" else csr_array(a), np.ones(n), method=method)
+        with pytest.raises(SingularMatrixError):
+            client.solve(np.zeros((n, n)), np.ones(n), method="lu")
+        held = plane.stats()["cache_entries_matrix"]
+        assert 0 < held < 20
+        until(lambda: sum(entry() is not None for entry in seen) <= held)
+    finally:
+        gc.enable()
+        plane.close()

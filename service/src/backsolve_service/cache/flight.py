@@ -145,6 +145,9 @@ class Flights:
             error = failure
         with self._lock:
             self._flights.pop(flight.key, None)
+            # A future keeps its callbacks, and these the flight: without this cut, a matrix that has
+            # left the cache would stay until the garbage collector comes.
+            flight.build = None
         if error is None and not build.cancelled():
             error = build.exception()
         if error is not None:

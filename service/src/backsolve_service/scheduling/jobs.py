@@ -49,30 +49,36 @@ class Task(Job, Generic[T]):
     def __init__(self, work: Callable[[], T], promise: Promise[Made[T]], nbytes: int = 0, tenant: str = "") -> None:
         self._work: Callable[[], T] | None = work
         self.tenant = tenant
-        self._promise = promise
+        self._promise: Promise[Made[T]] | None = promise
         self.nbytes = nbytes
         self.born = perf_counter()
 
     def run(self, mates: Sequence[Job]) -> None:
         """Call the function, if anybody still wants it, and let it go: it may hold a matrix."""
-        work, self._work = self._work, None
-        if work is None or not self._promise.set_running_or_notify_cancel():
+        work, promise = self._work, self._promise
+        self.drop()
+        if work is None or promise is None or not promise.set_running_or_notify_cancel():
             return
         begun = perf_counter()
         try:
             value = work()
         except BaseException as error:
             del work
-            self._promise.set_exception(delivered(error))
+            promise.set_exception(delivered(error))
             return
         made = Made(value, begun - self.born, perf_counter() - begun)
-        self._promise.set_result(made)
+        promise.set_result(made)
 
     def fail(self, error: BaseException) -> None:
         """Tell who waits."""
-        if self._work is not None and self._promise.set_running_or_notify_cancel():
-            self._promise.set_exception(error)
-        self._work = None
+        work, promise = self._work, self._promise
+        self.drop()
+        if work is not None and promise is not None and promise.set_running_or_notify_cancel():
+            promise.set_exception(error)
+
+    def drop(self) -> None:
+        """Hold nothing any more: neither what the work needs, nor the promise, whose callbacks may hold this task."""
+        self._work = self._promise = None
 
 
 def block_key(

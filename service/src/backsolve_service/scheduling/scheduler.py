@@ -320,8 +320,13 @@ class Scheduler:
     def _order(
         self, worker: Worker, task: Task[T], future: "Future[Made[T]]", *, here: bool = False
     ) -> "Future[Made[T]]":
+        def settled(done: "Future[Made[T]]") -> None:
+            if done.cancelled():
+                worker.withdraw(task)
+                task.drop()
+
         self._enter(worker, task, None, at_once=here)
-        future.add_done_callback(lambda done: worker.withdraw(task) if done.cancelled() else None)
+        future.add_done_callback(settled)
         return future
 
     def _enter(
