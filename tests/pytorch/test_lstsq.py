@@ -7,12 +7,12 @@ from scipy import sparse
 from torch.autograd import gradcheck, gradgradcheck
 
 from backsolve import Pattern
+from backsolve._adapter.request import System
 from backsolve.client import default_client
 from backsolve.errors import InvalidPatternError, InvalidShapeError
 from backsolve.pattern import DensePattern
 from backsolve.torch import lstsq, solve, splstsq
 from backsolve.torch._least_squares import Problem, normal
-from backsolve.torch._request import System
 from backsolve.types import Options
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])

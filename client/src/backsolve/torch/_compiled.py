@@ -12,7 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from .._adapter.request import ADJOINT, Request, System, call
 from ..client import Client
+from ..kinds.base import Operator
 from ..options import check_trans
 from ..pattern import AnyPattern
 from ..retry import Timeout
@@ -33,7 +35,7 @@ from ._graph import (
     refuse_second,
     spec_of,
 )
-from ._request import ADJOINT, Operator, Request, System, call, to_array, to_tensor
+from ._request import to_array, to_tensor
 from ._rules import values_gradient as gradient_on_pattern
 
 _OPERATOR: Final[dict[str, Operator]] = {name: name for name in ADJOINT}
@@ -95,7 +97,7 @@ def _solve(
     system = System(client_of(client), matrix.pattern, asked.options, asked.timeout, asked.on_failure)
     start = None if x0 is None else to_array(x0)
     request = Request(system, adjoint, cotangent=cotangent)
-    x, _, _ = call(system.client, matrix, to_array(rhs), start, request)
+    x, _, _ = call(matrix, to_array(rhs), start, request)
     return to_tensor(x, rhs), digests_of(matrix)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._adapter.least_squares_rules import Products, pull_minimise
+from .._adapter.request import System
 from ..client import Client
 from ..pattern import AnyPattern
 from ..retry import Timeout
@@ -27,8 +29,8 @@ from ._graph import (
     spec_of,
 )
 from ._least_squares import Problem
-from ._least_squares_rules import Products, pull_minimise
-from ._request import System
+from ._request import matrix_of, stamp
+from ._rules import ALGEBRA
 
 
 def minimise(
@@ -79,7 +81,7 @@ def _minimise(
     figures = (rtol, atol, damp, rcond, maxiter, restart, refine, recycle, condition)
     spec = (names, trans, *figures, timeout, default_timeout, on_failure)
     problem = _problem(values, None, (pattern, kind, dims), client, spec)
-    return problem.minimise(values, rhs), digests_of(problem.system.matrix(values))
+    return problem.minimise(values, rhs), digests_of(matrix_of(problem.system, values))
 
 
 @_minimise.register_fake
@@ -122,7 +124,7 @@ def _minimise_gradient(
     def normal(v: Tensor) -> Tensor:
         return problem.normal(values, v)
 
-    a = Products(problem.pattern, values)
+    a = Products(ALGEBRA, problem.pattern, values)
     of_a, of_b = pull_minimise(a, rhs, x, grad, normal, damped=problem.damped, of_values=of_values)
     return values.new_empty(0) if of_a is None else of_a.resolve_conj().contiguous(), of_b.contiguous()
 
@@ -167,5 +169,5 @@ def _problem(values: Tensor, digest: Tensor | None, place: Any, client: int, spe
     asked = Asked(spec)
     pattern = pattern_at(place, values)
     problem = Problem(System(client_of(client), pattern, asked.options, asked.timeout, asked.on_failure))
-    problem.system.adopt(values, matrix_at(pattern, values, digest))
+    problem.system.adopt(stamp(values), matrix_at(pattern, values, digest))
     return problem

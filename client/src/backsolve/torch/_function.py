@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
+from .._adapter.request import Request
 from ._fold import Dims, fold
 from ._guard import guard
-from ._request import Request
+from ._request import run
 from ._rules import tangent_rhs, values_gradient
 
 
@@ -34,7 +35,7 @@ class Solve(torch.autograd.Function):
         Returns:
             x, shaped like rhs.
         """
-        return request.run(values, rhs, x0)
+        return run(request, values, rhs, x0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -2,7 +2,7 @@
 
     Minimise:  x = G Aᴴ b          Normal:  λ = G g,    G = (AᴴA + damp² I)⁺
 
-The formulas are those of `_least_squares_rules`, given these very operations to be written in.
+The formulas are those of `backsolve._adapter.least_squares_rules`, given these very operations to be written in.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from .._adapter.least_squares_rules import (
+    Operation,
+    Products,
+    pull_minimise,
+    pull_normal,
+    push_minimise,
+    push_normal,
+)
+from .._adapter.request import System
 from ..pattern import AnyPattern
 from ._fold import Dims, fold
 from ._function import primal
 from ._guard import guard
-from ._least_squares_rules import Operation, Products, pull_minimise, pull_normal, push_minimise, push_normal
-from ._request import System, to_array, to_tensor
+from ._request import matrix_of, to_array, to_tensor
+from ._rules import ALGEBRA
 
 
 @final
@@ -43,7 +52,11 @@ class Problem:
         """`G Aᴴ rhs`; no derivative is recorded here."""
         system = self.system
         solution = system.client.lstsq_matrix(
-            system.matrix(values), to_array(rhs), system.derived, timeout=system.timeout, on_failure=system.on_failure
+            matrix_of(system, values),
+            to_array(rhs),
+            system.derived,
+            timeout=system.timeout,
+            on_failure=system.on_failure,
         )
         system.record("solve", solution.stats)
         return to_tensor(solution.x, rhs)
@@ -52,7 +65,7 @@ class Problem:
         """`G cotangent`, likewise."""
         system, given = self.system, to_array(cotangent)
         reply = system.client.normal_matrix(
-            system.matrix(values), given, system.derived, timeout=system.timeout, on_failure=system.on_failure
+            matrix_of(system, values), given, system.derived, timeout=system.timeout, on_failure=system.on_failure
         )
         system.record("adjoint", reply.stats)
         return to_tensor(np.asarray(reply.b), cotangent)
@@ -82,7 +95,7 @@ class Minimise(torch.autograd.Function):
             return None, None, None
         values, rhs, x = ctx.saved_tensors
         problem: Problem = ctx.problem
-        a, inverse = Products(problem.pattern, values), _inverse(values, problem)
+        a, inverse = Products(ALGEBRA, problem.pattern, values), _inverse(values, problem)
         wanted = ctx.needs_input_grad
         of_a, of_b = pull_minimise(a, rhs, x, grad, inverse, damped=problem.damped, of_values=wanted[0])
         return _watched(of_a, values), of_b if wanted[1] else None, None
@@ -97,9 +110,10 @@ class Minimise(torch.autograd.Function):
             db = torch.zeros_like(rhs) if drhs is None else primal(drhs)
             if dvalues is None:
                 return minimise(values, db, problem)
-            a, da = Products(problem.pattern, values), Products(problem.pattern, primal(dvalues))
+            a, da = Products(ALGEBRA, problem.pattern, values), Products(ALGEBRA, problem.pattern, primal(dvalues))
             answer, inverse = (lambda v: minimise(values, v, problem)), _inverse(values, problem)
-            return push_minimise(a, da, rhs, x, db, answer, inverse, damped=problem.damped)
+            tangent: Tensor = push_minimise(a, da, rhs, x, db, answer, inverse, damped=problem.damped)
+            return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, values: Tensor, rhs: Tensor, problem: Problem) -> tuple[Tensor, int]:
@@ -131,7 +145,7 @@ class Normal(torch.autograd.Function):
             return None, None, None
         values, g, lam = ctx.saved_tensors
         problem: Problem = ctx.problem
-        a, inverse = Products(problem.pattern, values), _inverse(values, problem)
+        a, inverse = Products(ALGEBRA, problem.pattern, values), _inverse(values, problem)
         wanted = ctx.needs_input_grad
         of_a, of_g = pull_normal(a, g, lam, grad, inverse, damped=problem.damped, of_values=wanted[0])
         return _watched(of_a, values), of_g if wanted[1] else None, None
@@ -145,8 +159,9 @@ class Normal(torch.autograd.Function):
             dg = torch.zeros_like(g) if dcotangent is None else primal(dcotangent)
             if dvalues is None:
                 return normal(values, dg, problem)
-            a, da = Products(problem.pattern, values), Products(problem.pattern, primal(dvalues))
-            return push_normal(a, da, g, lam, dg, _inverse(values, problem), damped=problem.damped)
+            a, da = Products(ALGEBRA, problem.pattern, values), Products(ALGEBRA, problem.pattern, primal(dvalues))
+            tangent: Tensor = push_normal(a, da, g, lam, dg, _inverse(values, problem), damped=problem.damped)
+            return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, values: Tensor, cotangent: Tensor, problem: Problem) -> tuple[Tensor, int]:

@@ -1,10 +1,10 @@
 """The keyword arguments of the adapter beside tensors."""
 
 from .. import options
+from .._adapter.request import Observer
 from ..client import Client
 from ..retry import Timeout
 from ..types import OnFailure
-from ._request import Observer
 
 
 class SolveOptions(options.SolveOptions, total=False):

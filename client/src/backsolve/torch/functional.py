@@ -5,6 +5,7 @@ from typing import Literal, Unpack, overload
 import torch
 from torch import Tensor
 
+from .._adapter.request import Observer, Request, System
 from .._failure import check_choice
 from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
@@ -16,7 +17,6 @@ from ..types import Certificate, OnFailure, Options
 from . import _compiled, _inputs, _sparse
 from ._function import apply
 from ._options import SolveOptions
-from ._request import Observer, Request, System
 from .structured import LowRankUpdate, Structured
 
 

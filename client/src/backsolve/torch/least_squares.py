@@ -5,6 +5,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from .._adapter.request import Observer, System
 from .._failure import check_choice
 from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
@@ -16,7 +17,6 @@ from ..types import OnFailure, Options
 from . import _compiled_least_squares as _compiled
 from . import _inputs, _sparse
 from ._least_squares import Problem, minimise
-from ._request import Observer, System
 
 
 def lstsq(

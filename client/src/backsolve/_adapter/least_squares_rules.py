@@ -21,12 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
+from ..kinds.base import Numbers
 from ..pattern import AnyPattern
-from ._rules import outer, product
+from .rules import Algebra
 
-Operation = Callable[[Tensor], Tensor]
+Operation = Callable[[Numbers], Numbers]
 """`minimise` or `normal` with one A."""
 
 
@@ -35,25 +34,26 @@ Operation = Callable[[Tensor], Tensor]
 class Products:
     """A, as differentiable products with columns `[..., rows, k]`."""
 
+    algebra: Algebra
     pattern: AnyPattern
-    values: Tensor
+    values: Numbers
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Numbers) -> Numbers:
         """`A x`."""
-        return product(self.pattern, self.values, x, transposed=False)
+        return self.algebra.product(self.pattern, self.values, x, transposed=False)
 
-    def adjoint(self, y: Tensor) -> Tensor:
+    def adjoint(self, y: Numbers) -> Numbers:
         """`Aᴴ y`."""
-        return product(self.pattern, self.values.conj(), y, transposed=True)
+        return self.algebra.product(self.pattern, self.algebra.conj(self.values), y, transposed=True)
 
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+    def outer(self, left: Numbers, right: Numbers) -> Numbers:
         """`left rightᴴ` on A's stored entries."""
-        return outer(self.pattern, left, right)
+        return self.algebra.outer(self.pattern, left, right)
 
 
 def pull_minimise(
-    a: Products, rhs: Tensor, x: Tensor, grad: Tensor, normal: Operation, *, damped: bool, of_values: bool
-) -> tuple[Tensor | None, Tensor]:
+    a: Products, rhs: Numbers, x: Numbers, grad: Numbers, normal: Operation, *, damped: bool, of_values: bool
+) -> tuple[Numbers | None, Numbers]:
     """Gradients of A's entries (None unless `of_values`) and of b, from the cotangent of x."""
     lam = normal(grad)
     u = a.apply(lam)
@@ -68,22 +68,22 @@ def pull_minimise(
 def push_minimise(
     a: Products,
     da: Products,
-    rhs: Tensor,
-    x: Tensor,
-    db: Tensor,
+    rhs: Numbers,
+    x: Numbers,
+    db: Numbers,
     minimise: Operation,
     normal: Operation,
     *,
     damped: bool,
-) -> Tensor:
+) -> Numbers:
     """The tangent of x, where A moves by `da` and b by `db`."""
     tangent = minimise(db - da.apply(x)) + normal(da.adjoint(rhs - a.apply(x)))
     return tangent if damped else tangent + _out_of_null_space(a, da, x, normal)
 
 
 def pull_normal(
-    a: Products, g: Tensor, lam: Tensor, grad: Tensor, normal: Operation, *, damped: bool, of_values: bool
-) -> tuple[Tensor | None, Tensor]:
+    a: Products, g: Numbers, lam: Numbers, grad: Numbers, normal: Operation, *, damped: bool, of_values: bool
+) -> tuple[Numbers | None, Numbers]:
     """Gradients of A's entries (None unless `of_values`) and of g, from the cotangent of λ."""
     mu = normal(grad)
     if not of_values:
@@ -97,8 +97,8 @@ def pull_normal(
 
 
 def push_normal(
-    a: Products, da: Products, g: Tensor, lam: Tensor, dg: Tensor, normal: Operation, *, damped: bool
-) -> Tensor:
+    a: Products, da: Products, g: Numbers, lam: Numbers, dg: Numbers, normal: Operation, *, damped: bool
+) -> Numbers:
     """The tangent of λ, where A moves by `da` and g by `dg`."""
     image = a.apply(lam)
     tangent = normal(dg - da.adjoint(image) - a.adjoint(da.apply(lam)))
@@ -108,7 +108,7 @@ def push_normal(
     return tangent + within + _out_of_null_space(a, da, lam, normal)
 
 
-def _out_of_null_space(a: Products, da: Products, x: Tensor, normal: Operation) -> Tensor:
+def _out_of_null_space(a: Products, da: Products, x: Numbers, normal: Operation) -> Numbers:
     """`(I - G AᴴA) dAᴴ A G x`: what the moving row space takes out of the null space of A."""
     moved = da.adjoint(a.apply(normal(x)))
     return moved - normal(a.adjoint(a.apply(moved)))
