@@ -14,6 +14,9 @@ from .kinds.base import Kind, Numbers, split
 
 INT32_MAX = 2**31 - 1
 
+_CONVERTED = (np.ndarray, np.generic, float)
+"""Sizes of other types than Python's integers, the symbolic ones of a compiler aside."""
+
 IndexArray = NDArray[Any]
 """int32 or int64, one-dimensional."""
 
@@ -287,7 +290,12 @@ def checked_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """The shape, if it is that of a matrix."""
     if len(shape) != 2 or min(shape) < 0:
         raise InvalidShapeError(f"A must be a matrix of rows and columns, its shape is {tuple(shape)}")
-    return (int(shape[0]), int(shape[1]))
+    return (_size(shape[0]), _size(shape[1]))
+
+
+def _size(size: int) -> int:
+    """A size as Python's own integer; one that a compiler keeps symbolic stays so, or each n would be compiled for."""
+    return int(size) if isinstance(size, _CONVERTED) else size
 
 
 def check_square(pattern: "AnyPattern") -> None:
