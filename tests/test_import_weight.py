@@ -41,6 +41,11 @@ def test_an_awaited_client_over_http_loads_nothing_heavy(package):
     assert package not in loaded_by("import backsolve; backsolve.AsyncClient('http://127.0.0.1:9')")
 
 
+@pytest.mark.parametrize("package", sorted({*HEAVY, "grpc"} - {"scipy"}))
+def test_scipys_names_load_scipy_alone(package):
+    assert package not in loaded_by("from backsolve import scipy_linalg")
+
+
 def test_only_an_awaited_client_loads_an_event_loop(server):
     solve = f"import backsolve; backsolve.Client({server.http_url!r}).solve([[2.0]], [1.0])"
     assert "asyncio" not in loaded_by(solve)

@@ -74,7 +74,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 6
+    assert len(PYTHON) == 7
     assert len(OTHER) == 5
 
 
@@ -105,20 +105,28 @@ def test_the_numpy_example_reuses_one_factor(tmp_path: Path):
     assert hit == "True"
 
 
+def test_the_example_with_scipys_names_solves(tmp_path: Path):
+    direct, iterated = run([sys.executable, "-c", PYTHON[3]], tmp_path).splitlines()
+    assert max(map(float, direct.split())) < 1e-12
+    info, residual = iterated.split()
+    assert info == "0"
+    assert float(residual) <= 1e-8
+
+
 def test_the_example_of_an_update_factorizes_nothing_anew(tmp_path: Path):
-    solved, gradients = run([sys.executable, "-c", PYTHON[3]], tmp_path).splitlines()
+    solved, gradients = run([sys.executable, "-c", PYTHON[4]], tmp_path).splitlines()
     assert solved == "update(banded) True"
     assert gradients.endswith(" (1000, 3)")
 
 
 def test_the_awaited_example_gives_the_last_answer(tmp_path: Path):
-    printed = run([sys.executable, "-c", PYTHON[4]], tmp_path)
+    printed = run([sys.executable, "-c", PYTHON[5]], tmp_path)
     assert numbers(printed) == pytest.approx([99 / 2, 99 / 4, 99 / 8], rel=1e-12)
     assert printed.split()[-1] in ("True", "False")
 
 
 def test_the_least_squares_example_tells_the_rank_and_solves_the_laplacian(tmp_path: Path):
-    first, second, third = run([sys.executable, "-c", PYTHON[5]], tmp_path).splitlines()
+    first, second, third = run([sys.executable, "-c", PYTHON[6]], tmp_path).splitlines()
     assert first.startswith("lstsq_qr ")
     assert first.endswith("rank 30 of 30 columns")
     assert second == "(200, 30) (200,)"
