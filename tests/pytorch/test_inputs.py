@@ -20,9 +20,11 @@ from backsolve.errors import (
     NotConvergedError,
     NotConvergedWarning,
     NotPositiveDefiniteError,
+    NotSupportedError,
     SingularMatrixError,
 )
 from backsolve.torch import LinearSolve, solve, spsolve
+from backsolve_service.embedded import EmbeddedTransport
 from support.tensors import close, dense, reference, rhs, scattered, sparse_pattern, values_on
 
 PATTERN = sparse_pattern(462_907_138)
@@ -268,5 +270,9 @@ def test_pickling(embedded: Client) -> None:
     layer = pickle.loads(pickle.dumps(LinearSolve(PATTERN, trans="H", maxiter=None)))
     assert layer.pattern.same_as(PATTERN)
     assert layer.options == {"trans": "H", "maxiter": None}
-    with pytest.raises(InvalidOptionError, match="BACKSOLVE_URL"):
-        pickle.dumps(LinearSolve(client=embedded))
+    own = LinearSolve(client=embedded)
+    with pickle.loads(pickle.dumps(own)).options["client"] as client:
+        assert client is not embedded
+        close(LinearSolve(client=client)(A, B), own(A, B))
+    with pytest.raises(NotSupportedError, match="pickle its URL"), Client(transport=EmbeddedTransport()) as custom:
+        pickle.dumps(LinearSolve(client=custom))

@@ -4,6 +4,7 @@ The mathematics is written once for arrays of NumPy and tensors of PyTorch: only
 methods that both have, and for the rest an `Ops`. Leading axes are batches.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ class Ops:
         fft: the module of Fourier transforms; its functions take `(a, n, axis)`.
         concatenate: `(arrays, axis)`.
         is_complex: of an array.
+        matmul: of two blocks of matrices.
     """
 
     fft: Any
     concatenate: Callable[[Sequence[Numbers], int], Numbers]
     is_complex: Callable[[Numbers], bool]
+    matmul: Callable[[Numbers, Numbers], Numbers] = operator.matmul
 
 
 def _concatenate(arrays: Sequence[Array], axis: int) -> Array:

@@ -36,7 +36,7 @@ class Kronecker(Kind):
         """`n (n1 + n2 + ...)` multiply-adds a column."""
         factors = list(parts.values())
         for index, factor in enumerate(factors):
-            x = _along(factors, index, factor.conj().swapaxes(-1, -2) if adjoint else factor, x)
+            x = _along(ops, factors, index, factor.conj().swapaxes(-1, -2) if adjoint else factor, x)
         return x
 
     def tangent(self, ops: Ops, parts: Parts, moved: Parts, x: Numbers, *, adjoint: bool) -> Numbers:
@@ -58,9 +58,9 @@ class Kronecker(Kind):
             y = right
             for other, factor in enumerate(factors):
                 if other != index:
-                    y = _along(factors, other, factor, y)
+                    y = _along(ops, factors, other, factor, y)
             shape = _shape(factors, index, right)
-            found[name] = (left.reshape(shape) @ y.reshape(shape).conj().swapaxes(-1, -2)).sum(-3)
+            found[name] = ops.matmul(left.reshape(shape), y.reshape(shape).conj().swapaxes(-1, -2)).sum(-3)
         return found
 
     def norms(self, parts: Parts) -> tuple[float, float]:
@@ -79,6 +79,6 @@ def _shape(factors: list[Numbers], index: int, x: Numbers) -> tuple[int, ...]:
     return (*x.shape[:-2], prod(sizes[:index]), sizes[index], prod(sizes[index + 1 :]) * x.shape[-1])
 
 
-def _along(factors: list[Numbers], index: int, matrix: Numbers, x: Numbers) -> Numbers:
+def _along(ops: Ops, factors: list[Numbers], index: int, matrix: Numbers, x: Numbers) -> Numbers:
     """Multiply by `I ⊗ matrix ⊗ I`."""
-    return (matrix[..., None, :, :] @ x.reshape(_shape(factors, index, x))).reshape(x.shape)
+    return ops.matmul(matrix[..., None, :, :], x.reshape(_shape(factors, index, x))).reshape(x.shape)

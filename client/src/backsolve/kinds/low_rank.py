@@ -41,7 +41,7 @@ class LowRank(Kind):
         d, u, v = parts["d"], parts["U"], parts["V"]
         if adjoint:
             d, u, v = d.conj(), v, u
-        return d[..., None] * x + u @ (v.conj().swapaxes(-1, -2) @ x)
+        return d[..., None] * x + ops.matmul(u, ops.matmul(v.conj().swapaxes(-1, -2), x))
 
     def tangent(self, ops: Ops, parts: Parts, moved: Parts, x: Numbers, *, adjoint: bool) -> Numbers:
         """`dA = diag(dd) + dU Vᴴ + U dVᴴ`, which is of the same kind with twice the rank."""
@@ -60,8 +60,8 @@ class LowRank(Kind):
         """
         return {
             "d": (left * right.conj()).sum(-1),
-            "U": left @ (right.conj().swapaxes(-1, -2) @ parts["V"]),
-            "V": right @ (left.conj().swapaxes(-1, -2) @ parts["U"]),
+            "U": ops.matmul(left, ops.matmul(right.conj().swapaxes(-1, -2), parts["V"])),
+            "V": ops.matmul(right, ops.matmul(left.conj().swapaxes(-1, -2), parts["U"])),
         }
 
     def norms(self, parts: Parts) -> tuple[float, float]:

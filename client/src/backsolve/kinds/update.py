@@ -36,11 +36,10 @@ class Update(Kind):
 
     def product(self, ops: Ops, parts: Parts, x: Numbers, *, adjoint: bool) -> Numbers:
         """`2 n k` multiply-adds a column."""
-        del ops
         u, v = parts["U"], parts["V"]
         if adjoint:
             u, v = v, u
-        return u @ (v.conj().swapaxes(-1, -2) @ x)
+        return ops.matmul(u, ops.matmul(v.conj().swapaxes(-1, -2), x))
 
     def tangent(self, ops: Ops, parts: Parts, moved: Parts, x: Numbers, *, adjoint: bool) -> Numbers:
         """`dU Vᴴ + U dVᴴ`, which is of the same kind with twice the rank."""
@@ -52,10 +51,9 @@ class Update(Kind):
 
     def gradient(self, ops: Ops, parts: Parts, left: Numbers, right: Numbers) -> Parts:
         """With G = left rightᴴ: `∂U = G V`, `∂V = Gᴴ U` (as of `low_rank.py`)."""
-        del ops
         return {
-            "U": left @ (right.conj().swapaxes(-1, -2) @ parts["V"]),
-            "V": right @ (left.conj().swapaxes(-1, -2) @ parts["U"]),
+            "U": ops.matmul(left, ops.matmul(right.conj().swapaxes(-1, -2), parts["V"])),
+            "V": ops.matmul(right, ops.matmul(left.conj().swapaxes(-1, -2), parts["U"])),
         }
 
     def norms(self, parts: Parts) -> tuple[float, float]:

@@ -9,9 +9,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from .._adapter.request import Request
+from ._dual import primal
 from ._fold import Dims, fold
 from ._guard import guard
 from ._request import run
@@ -93,12 +94,6 @@ def apply(values: Tensor, rhs: Tensor, x0: Tensor | None, request: Request) -> T
     """`Solve.apply`, typed."""
     x: Tensor = Solve.apply(values, rhs, x0, request)  # type: ignore[no-untyped-call]
     return x
-
-
-def primal(dual: Tensor) -> Tensor:
-    """A tensor without its tangent at the innermost level."""
-    primal: Tensor = unpack_dual(dual, level=0).primal  # type: ignore[no-untyped-call]
-    return primal
 
 
 def _vectors(values: Tensor, rhs: Tensor, request: Request) -> bool:

@@ -24,8 +24,8 @@ from .._adapter.least_squares_rules import (
 )
 from .._adapter.request import System
 from ..pattern import AnyPattern
+from ._dual import primal
 from ._fold import Dims, fold
-from ._function import primal
 from ._guard import guard
 from ._request import matrix_of, to_array, to_tensor
 from ._rules import ALGEBRA

@@ -11,6 +11,7 @@ from .._adapter import rules
 from .._adapter.rules import Algebra
 from ..kinds.base import Operator, Ops
 from ..pattern import AnyPattern, Pattern
+from ._products import matmul
 
 _BLOCK: Final = 1 << 20
 """Products formed at a time: bounds the scratch memory of a wide block of right-hand sides."""
@@ -21,6 +22,10 @@ def _concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 OPS: Final = Ops(torch.fft, _concatenate, torch.is_complex)
+"""For products with A that users write; autocast may reduce them, as it does others."""
+
+_EXACT: Final = Ops(torch.fft, _concatenate, torch.is_complex, matmul)
+"""For derivatives."""
 
 _coordinates: "WeakKeyDictionary[Pattern, dict[torch.device, tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
 
@@ -62,7 +67,7 @@ def tangent_rhs(
 def outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
     """`sum_k left[r, k] conj(right[c, k])` on the stored entries."""
     if not isinstance(pattern, Pattern):
-        return left @ right.mH
+        return matmul(left, right.mH)
     rows, columns = coordinates(pattern, left.device)
     parts = [
         (left.index_select(-2, r) * right.index_select(-2, c).conj()).sum(-1)
@@ -74,7 +79,7 @@ def outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
 def product(pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
     """`A x`, or `Aᵀ x`, for the matrix with these values, `[m, n]`."""
     if not isinstance(pattern, Pattern):
-        return (values.mT if transposed else values) @ x
+        return matmul(values.mT if transposed else values, x)
     rows, columns = coordinates(pattern, x.device)
     into, out_of = (columns, rows) if transposed else (rows, columns)
     size = pattern.n if transposed else pattern.m
@@ -94,4 +99,4 @@ def _blocks(first: Tensor, second: Tensor, rhs: Tensor) -> tuple[tuple[Tensor, .
     return torch.split(first, size), torch.split(second, size)
 
 
-ALGEBRA: Final = Algebra(OPS, outer, product, torch.conj, torch.zeros_like)
+ALGEBRA: Final = Algebra(_EXACT, outer, product, torch.conj, torch.zeros_like)

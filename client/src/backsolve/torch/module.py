@@ -6,7 +6,6 @@ from typing import Any, Unpack, final
 import torch
 from torch import Tensor
 
-from ..errors import InvalidOptionError
 from ..options import KINDS, check_names, make_options
 from ..pattern import Pattern
 from ._options import SolveOptions
@@ -24,8 +23,8 @@ class LinearSolve(torch.nn.Module):
     Raises:
         InvalidOptionError: an option of the wrong type.
 
-    A module with a `client` cannot be pickled (a connection cannot be sent); leave it out and
-    name the server by BACKSOLVE_URL. Copies share the client and the pattern.
+    A pickled module with a `client` connects anew where it is unpickled, as clients do (without a
+    token); without one it uses the process-wide client there. Copies share the client and the pattern.
     """
 
     def __init__(self, pattern: Pattern | None = None, **options: Unpack[SolveOptions]) -> None:
@@ -63,10 +62,3 @@ class LinearSolve(torch.nn.Module):
         memo[id(self)] = copy
         copy.__dict__.update(deepcopy(self.__dict__, memo))
         return copy
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self.options.get("client") is not None:
-            raise InvalidOptionError(
-                "a LinearSolve with its own client cannot be pickled: leave client out and set BACKSOLVE_URL"
-            )
-        return self.__dict__.copy()
