@@ -4,7 +4,7 @@
 
 ENGINE_CACHE=${XDG_CACHE_HOME:-/tmp}/backsolve-ci-$(id -u)
 ENGINE_PACKAGES=(buildah podman crun netavark aardvark-dns iptables iproute2 mmdebstrap
-    prometheus shellcheck curl)
+    prometheus haproxy shellcheck curl)
 BASE_IMAGE=localhost/debian12-python:1
 PROMETHEUS_IMAGE=localhost/debian12-prometheus:1
 
@@ -22,7 +22,7 @@ engine_install() {
     command -v apt-get >/dev/null || die "the container tests need apt-get to install: ${missing[*]}"
     say "installing ${missing[*]}"
     apt-get update -qq
-    # The exporter and server of the prometheus package must not start here: only its binaries are used.
+    # Neither Prometheus nor HAProxy must start as a service here: only their binaries are used.
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$ENGINE_CACHE/apt.log" 2>&1 \
         || { tail -n 30 "$ENGINE_CACHE/apt.log" >&2; die "apt-get install failed"; }
