@@ -1,0 +1,150 @@
+"""The solve as an operation that TensorFlow's tapes know every derivative of.
+
+The gradient's rule is written in terms of the solve and of its answer, and the answer in it is tied
+to the same rule again: so an outer tape sees how x depends on A and b, without solving for x once
+more, and derivatives are right to every order. One solve forward, one for a gradient, two more for a
+Hessian-vector product. A forward accumulator transposes the gradient's rule: two requests.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import tensorflow as tf
+
+from .._adapter.request import ADJOINT
+from ..kinds.base import Operator
+from ..types import Certificate
+from ._request import Asked, Operands, answer
+from ._rules import Place, Tensor, values_gradient
+
+NO_NOTE: Final = np.zeros(0, dtype=np.uint8)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What of a matrix is not numbers to differentiate.
+
+    Attributes:
+        place: of the entries; None for a dense matrix.
+        indices, shape: of a `tf.SparseTensor`, which are read when it is solved with.
+    """
+
+    place: Place | None = None
+    indices: Tensor | None = None
+    shape: Tensor | None = None
+
+    def here(self) -> "Where":
+        """The same in tensors of the graph that is being built."""
+        if self.place is None or self.indices is None or tf.executing_eagerly():
+            return self
+        return of_indices(tf.identity(self.indices), tf.identity(self.shape), self.place.static)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a solve.
+
+    Attributes:
+        x: tied to the operands.
+        certificate: None while a graph is built: nothing has been solved then.
+    """
+
+    x: Tensor
+    certificate: Certificate | None
+
+
+def of_indices(indices: Tensor, shape: Tensor, static: tuple[int | None, int | None]) -> Where:
+    """Where the entries of a `tf.SparseTensor` are.
+
+    Args:
+        indices: `[nnz, 2]`.
+        shape: `[2]`.
+        static: what is known of the shape.
+    """
+    rows, columns = tf.unstack(indices, axis=1)
+    return Where(Place(rows, columns, tuple(tf.unstack(shape)), static), indices, shape)
+
+
+def solve(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x0: Tensor | None, note: Tensor | None) -> Answer:
+    """`x = M⁻¹ rhs` for the operator M that is asked for.
+
+    Args:
+        asked: the operator.
+        where: the entries of A.
+        values: `[*batch, nnz]`; dense `[*batch, n, n]`.
+        rhs: `[*batch, n]` or `[*batch, n, k]`.
+        x0: first iterate. No derivative: the answer does not depend on it.
+        note: of the forward solve, for those that come after it.
+    """
+    x, told, certificate = _call(asked, where, values, rhs, x0, NO_NOTE if note is None else note)
+    return Answer(_tied(asked, where, values, rhs, x, told), certificate)
+
+
+def _call(
+    asked: Asked, where: Where, values: Tensor, rhs: Tensor, x0: Tensor | None, note: Tensor
+) -> tuple[Tensor, Tensor, Certificate | None]:
+    """The request, at once or as an operation of the graph; x and the note are constants to every tape."""
+    optional = {"x0": x0, "indices": where.indices, "shape": where.shape}
+    names = [name for name, tensor in optional.items() if tensor is not None]
+    tensors = [values, rhs, note, *(optional[name] for name in names)]
+
+    def operands(arrays: Any) -> Operands:
+        a, b, said = arrays[:3]
+        more = dict(zip(names, arrays[3:], strict=True))
+        return Operands(a, b, said, more.get("x0"), more.get("indices"), more.get("shape"))
+
+    if tf.executing_eagerly():
+        # Errors of our own arrive here as they are, not as one of TensorFlow's.
+        x, told, certificate = answer(asked, operands([np.asarray(tensor) for tensor in tensors]))
+        with tf.device(rhs.device):
+            return tf.convert_to_tensor(x), told, certificate
+    # Stateless: a graph that does not need an answer need not ask for it.
+    x, told = tf.numpy_function(
+        lambda *arrays: answer(asked, operands(arrays))[:2], tensors, [rhs.dtype, tf.uint8], stateful=False
+    )
+    x.set_shape(rhs.shape)
+    told.set_shape([None])
+    return x, told, None
+
+
+def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, note: Tensor) -> Tensor:
+    """x, as the solution that belongs to `values` and `rhs`."""
+    returned: list[Tensor] = []
+
+    @tf.custom_gradient
+    def solution(values: Tensor, rhs: Tensor) -> tuple[Tensor, Any]:
+        def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
+            """`Mᴴ λ = grad`; then `∂rhs = λ` and `∂values` on the stored entries."""
+            # A derivative of this rule may be built in a third graph, which sees this one's tensors only.
+            place, a, b = where.here(), _here(values), _here(rhs)
+            lam = solve(asked.pulled_back(), place, a, _dense(grad), None, _here(note)).x
+            # What the caller was given, so that its cotangents and those of this rule are solved with at once.
+            # A forward accumulator runs the rule before that; x is tied anew then.
+            answer = _here(returned[0]) if returned else _tied(asked, place, a, b, _here(x), _here(note))
+            vectors = b.shape.rank == a.shape.rank - (2 if where.place is None else 1) + 1
+            return values_gradient(place.place, _operator(asked), lam, answer, vectors), lam
+
+        return tf.identity(x), pull
+
+    returned.append(solution(values, rhs))
+    return returned[0]
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """A tensor of the graph that is being built, rather than one that it captures."""
+    return tensor if tf.executing_eagerly() else tf.identity(tensor)
+
+
+def _operator(asked: Asked) -> Operator:
+    trans: Operator = asked.options.trans
+    return ADJOINT[trans] if asked.adjoint else trans
+
+
+def _dense(grad: Any) -> Tensor:
+    """A cotangent that may have come as rows with their places, as those of `tf.gather` do."""
+    if isinstance(grad, tf.IndexedSlices):
+        return tf.math.unsorted_segment_sum(grad.values, grad.indices, grad.dense_shape[0])
+    return tf.convert_to_tensor(grad)

@@ -1,0 +1,161 @@
+"""Arrays in, a request to the client, arrays out: what TensorFlow calls back, in whichever thread it likes.
+
+Nothing is kept from one call to the next. What later solves must know of the forward, the digests
+and the method, leaves it as a note beside x and travels through the graph as x does, so that one
+traced function may run many times at once.
+"""
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Final, final
+
+import numpy as np
+
+from .._adapter.request import Observer, Phase, Request, System
+from .._fork import renew_after_fork
+from ..canonical import Entries, PatternMemo, from_coordinates
+from ..client import Client, default_client
+from ..errors import InvalidShapeError
+from ..matrix import Matrix
+from ..pattern import AnyPattern, DensePattern, Pattern, check_square
+from ..retry import Timeout
+from ..types import Array, Certificate, MatrixRef, OnFailure, Options
+
+_memo: Final = PatternMemo()
+renew_after_fork(_memo, PatternMemo.forget_locks)
+
+_DIGEST: Final = 32
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A solve, but for its numbers.
+
+    Attributes:
+        client: where to solve; None: wherever the process solves when the request is made.
+        pattern: of one sparse matrix; None where it comes with the numbers (`Operands`).
+        options, timeout, on_failure, observe: as the caller gave them.
+        name: how the caller knows the values.
+        adjoint: solve with the adjoint of `options.trans`'s operator.
+        cotangent: the right-hand side is a cotangent, of an adjoint that was differentiated.
+    """
+
+    client: Client | None
+    pattern: Pattern | None
+    options: Options
+    timeout: Timeout
+    on_failure: OnFailure
+    observe: Observer | None
+    name: str
+    adjoint: bool = False
+    cotangent: bool = False
+
+    def pulled_back(self) -> "Asked":
+        """What a cotangent of this one's answer needs."""
+        return replace(self, adjoint=not self.adjoint, cotangent=self.adjoint)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The numbers of a solve.
+
+    Attributes:
+        values: `[*batch, nnz]`, or dense `[*batch, n, n]`.
+        rhs: `[*batch, n]` or `[*batch, n, k]`.
+        note: of the forward solve; empty in the forward itself.
+        x0: first iterate, shaped like rhs.
+        indices: `[nnz, 2]` rows and columns, in any order, of a sparse matrix that brings its own.
+        shape: `[2]`, of that matrix.
+    """
+
+    values: Array
+    rhs: Array
+    note: Array
+    x0: Array | None
+    indices: Array | None
+    shape: Array | None
+
+
+def answer(asked: Asked, given: Operands) -> tuple[Array, Array, Certificate]:
+    """Make the one request; x, shaped like rhs and of memory of its own, a note for later ones, the certificate."""
+    values, pattern = _canonical(asked, given)
+    check_square(pattern)
+    lead = _checked(asked, given, values, pattern)
+    rhs, x0 = given.rhs, given.x0
+    if len(lead) > 1:
+        size = prod(lead)
+        values = values.reshape(size, *pattern.entries)
+        rhs = rhs.reshape(size, *rhs.shape[len(lead) :])
+        x0 = None if x0 is None else x0.reshape(rhs.shape)
+    matrix, options = Matrix(pattern, values), asked.options
+    if given.note.size:
+        ref, method = _read(given.note)
+        matrix.named(ref)
+        # The forward's method by name, so that its factor is met; with `reuse` it may have had none.
+        options = options if options.reuse is not None else replace(options, method=method)
+    certificates: list[Certificate] = []
+
+    def seen(phase: Phase, certificate: Certificate) -> None:
+        certificates.append(certificate)
+        if asked.observe is not None:
+            asked.observe(phase, certificate)
+
+    system = System(asked.client or default_client(), pattern, options, asked.timeout, asked.on_failure, seen)
+    x = Request(system, adjoint=asked.adjoint, cotangent=asked.cotangent).run(matrix, rhs, x0)
+    note = given.note if given.note.size else _written(matrix.ref, certificates[0].method)
+    return np.ascontiguousarray(x).reshape(given.rhs.shape), note, certificates[0]
+
+
+def _canonical(asked: Asked, given: Operands) -> tuple[Array, AnyPattern]:
+    """Values in canonical order, and their pattern."""
+    if asked.pattern is not None:
+        return given.values, asked.pattern
+    if given.indices is None or given.shape is None:
+        rows, columns = given.values.shape[-2:]
+        return given.values, DensePattern((rows, columns))
+    entries = _entries(given.indices, (int(given.shape[0]), int(given.shape[1])))
+    return entries.gather(given.values), entries.pattern
+
+
+def _entries(indices: Array, shape: tuple[int, int]) -> Entries:
+    """Where stored entries in any order lie; a pattern that was met before is found again with its digest."""
+    rows, columns = indices[:, 0], indices[:, 1]
+    above, beside = np.diff(rows), np.diff(columns)
+    inside = indices.size == 0 or (indices.min() >= 0 and rows.max() < shape[0] and columns.max() < shape[1])
+    if not inside or not bool(np.all((above > 0) | ((above == 0) & (beside > 0)))):
+        return from_coordinates(rows, columns, shape)
+    indptr = np.zeros(shape[0] + 1, dtype=np.int64)
+    np.cumsum(np.bincount(rows, minlength=shape[0]), out=indptr[1:])
+    return _memo.compressed(indptr, columns, shape, by_column=False)
+
+
+def _checked(asked: Asked, given: Operands, values: Array, pattern: AnyPattern) -> tuple[int, ...]:
+    """The batch dimensions of operands that fit each other.
+
+    Raises:
+        InvalidShapeError: they do not.
+    """
+    entries, name = pattern.entries, asked.name
+    lead = values.shape[: values.ndim - len(entries)]
+    if values.ndim < len(entries) or values.shape[len(lead) :] != entries:
+        raise InvalidShapeError(f"{name} has shape {values.shape}, the pattern needs {entries} or (batch, *{entries})")
+    known, b = (*lead, pattern.n), given.rhs
+    if b.shape[: len(known)] != known or b.ndim not in (len(known), len(known) + 1):
+        raise InvalidShapeError(
+            f"b has shape {b.shape}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
+        )
+    if given.x0 is not None and given.x0.shape != b.shape:
+        raise InvalidShapeError(f"x0 has shape {given.x0.shape}, it must be shaped like b, {b.shape}")
+    return lead
+
+
+def _written(ref: MatrixRef, method: str) -> Array:
+    return np.frombuffer(ref.pattern + ref.values + method.encode(), dtype=np.uint8)
+
+
+def _read(note: Array) -> tuple[MatrixRef, str]:
+    told = note.tobytes()
+    ref = MatrixRef(told[:_DIGEST], told[_DIGEST : 2 * _DIGEST])
+    return ref, told[2 * _DIGEST :].decode()

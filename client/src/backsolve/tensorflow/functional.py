@@ -1,0 +1,199 @@
+"""`solve` and `spsolve`: differentiable linear solves on tensors of TensorFlow."""
+
+from typing import Any, Literal, Unpack, overload
+
+import tensorflow as tf
+
+from .._adapter.request import Observer
+from .._failure import check_choice
+from ..canonical import Parametrised
+from ..client import Client
+from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
+from ..options import SolveOptions as CallOptions
+from ..options import make_options
+from ..pattern import Pattern, check_square
+from ..retry import UNSET, Timeout
+from ..types import Certificate, OnFailure
+from . import _inputs
+from ._function import Where, of_indices
+from ._function import solve as solved
+from ._options import SolveOptions
+from ._request import Asked
+from ._rules import Tensor, of_pattern
+
+
+@overload
+def solve(
+    A: Any, b: Any, *, x0: Any = ..., return_stats: Literal[False] = ..., **options: Unpack[SolveOptions]
+) -> Tensor: ...
+@overload
+def solve(
+    A: Any, b: Any, *, x0: Any = ..., return_stats: Literal[True], **options: Unpack[SolveOptions]
+) -> tuple[Tensor, Certificate]: ...
+def solve(
+    A: Any,
+    b: Any,
+    *,
+    x0: Any = None,
+    client: Client | None = None,
+    timeout: Timeout = UNSET,
+    on_failure: OnFailure = "raise",
+    return_stats: bool = False,
+    observe: Observer | None = None,
+    **options: Unpack[CallOptions],
+) -> Tensor | tuple[Tensor, Certificate]:
+    """Solve `op(A) x = b`, differentiably in A and b to every order.
+
+    Works eagerly and inside `tf.function`, shapes known or not, under `GradientTape`s and
+    `ForwardAccumulator`s in any nesting. The gradient with respect to a sparse A is that of its
+    `values`, in their order; of an index that is listed more than once each value receives it in
+    full. Complex gradients are conjugated as TensorFlow's are. One factor serves the solve, its
+    gradient (one more solve) and a Hessian-vector product (two more).
+
+    Eagerly, errors are those of `backsolve.errors`. A `tf.function` that solves raises
+    TensorFlow's errors, with the name and the text of ours in theirs. XLA compiles no solve, and a
+    SavedModel can hold none: it would be loaded without the function that solves.
+
+    Args:
+        A: `[*batch, n, n]` dense, or a `tf.SparseTensor` `[n, n]`, its indices in any order.
+        b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's element type.
+        x0: first iterate of an iterative method, shaped like b. The answer does not depend on
+            it: it receives no gradient.
+        client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
+        timeout: seconds for each request; by default the client's.
+        on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
+            "warn" or "nan".
+        return_stats: return the certificate of the forward solve too. Not inside `tf.function`.
+        observe: called as `observe(phase, certificate)` after every request, those of gradients
+            included; phase is "solve" or "adjoint". Inside `tf.function` it is called from
+            TensorFlow's threads, whenever the graph solves.
+        options: those of `backsolve.options.SolveOptions`, for forward and backward alike.
+
+    Returns:
+        x, shaped like b; with `return_stats`, x and its certificate.
+
+    Raises:
+        InvalidShapeError: shapes do not fit, or A is not square.
+        InvalidDtypeError: integers, half precision, or types that differ.
+        InvalidPatternError: indices outside of A.
+        NotSupportedError: a structured matrix, or a function that XLA is to compile.
+        BacksolveError: whatever the solve itself meets, in the forward or the backward (see
+            `backsolve.errors`).
+
+    Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
+    """
+    if isinstance(A, Parametrised):
+        raise NotSupportedError(
+            "structured matrices are not offered in TensorFlow: use backsolve.torch, backsolve.Client.solve, or the "
+            "entries of the matrix"
+        )
+    asked = Asked(client, None, make_options(**options), timeout, on_failure, observe, "A")
+    if not isinstance(A, tf.SparseTensor):
+        A = _inputs.tensor(A, "A")
+        if A.shape.rank is not None and A.shape.rank < 2:
+            raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(A.shape)}")
+        return _solve(asked, Where(), A, b, x0, return_stats)
+    if A.shape.rank not in (None, 2):
+        raise InvalidShapeError(
+            f"a sparse A must be [n, n], its shape is {tuple(A.shape)}; for a batch on one pattern use "
+            "spsolve(values, pattern, b)"
+        )
+    m, n = A.shape if A.shape.rank == 2 else (None, None)
+    where = of_indices(A.indices, A.dense_shape, (m, n))
+    return _solve(asked, where, _inputs.tensor(A.values, "A"), b, x0, return_stats)
+
+
+@overload
+def spsolve(
+    values: Any,
+    pattern: Pattern,
+    b: Any,
+    *,
+    x0: Any = ...,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SolveOptions],
+) -> Tensor: ...
+@overload
+def spsolve(
+    values: Any,
+    pattern: Pattern,
+    b: Any,
+    *,
+    x0: Any = ...,
+    return_stats: Literal[True],
+    **options: Unpack[SolveOptions],
+) -> tuple[Tensor, Certificate]: ...
+def spsolve(
+    values: Any,
+    pattern: Pattern,
+    b: Any,
+    *,
+    x0: Any = None,
+    client: Client | None = None,
+    timeout: Timeout = UNSET,
+    on_failure: OnFailure = "raise",
+    return_stats: bool = False,
+    observe: Observer | None = None,
+    **options: Unpack[CallOptions],
+) -> Tensor | tuple[Tensor, Certificate]:
+    """Solve `op(A) x = b` for the sparse A with `values` on `pattern`.
+
+    The form for values that are computed, and for batches on one pattern, which is checked and
+    hashed once.
+
+    Args:
+        values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
+        pattern: where the values are; see `backsolve.Pattern.from_csr`.
+        b: vectors if it has as many dimensions as values, `[*batch, n]`; columns `[*batch, n, k]`
+            if one more.
+        x0, client, timeout, on_failure, return_stats, observe, options: as for `solve`.
+
+    Returns:
+        x, shaped like b; with `return_stats`, x and its certificate.
+
+    Raises:
+        InvalidPatternError: `pattern` is not a `backsolve.Pattern`.
+        BacksolveError: as for `solve`.
+    """
+    if not isinstance(pattern, Pattern):
+        raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
+    check_square(pattern)
+    asked = Asked(client, pattern, make_options(**options), timeout, on_failure, observe, "values")
+    given = _inputs.tensor(values, "values")
+    return _solve(asked, Where(of_pattern(pattern)), given, b, x0, return_stats)
+
+
+def _solve(
+    asked: Asked,
+    where: Where,
+    values: Tensor,
+    b: Any,
+    x0: Any,
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, Certificate]:
+    """Check what can be checked, and solve."""
+    check_choice(asked.on_failure)
+    _inputs.refuse_compilation()
+    rhs = _inputs.tensor(b, "b")
+    _inputs.pair(values, rhs, asked.name)
+    place = where.place
+    entries: tuple[int | None, ...] = tuple(values.shape[-2:]) if place is None else (place.rows.shape[0],)
+    m, n = tuple(values.shape[-2:]) if place is None else place.static
+    if m is not None and n is not None and m != n:
+        raise InvalidShapeError(f"A must be square, its shape is {(m, n)}; use lstsq for other shapes")
+    # The answer does not depend on where the iteration began.
+    start = None if x0 is None else tf.stop_gradient(tf.cast(_inputs.tensor(x0, "x0"), rhs.dtype))
+    fault = _inputs.shapes(values, rhs, start, entries, m if n is None else n)
+    if fault is not None:
+        raise InvalidShapeError(f"{asked.name} {fault}")
+    if return_stats and not tf.executing_eagerly():
+        raise InvalidOptionError(
+            "return_stats does not work inside tf.function, where nothing is solved yet: use observe",
+            option="return_stats",
+        )
+    found = solved(asked, where, values, rhs, start, None)
+    if not return_stats:
+        return found.x
+    if found.certificate is None:
+        raise InvalidOptionError("there is no certificate: nothing was solved")
+    return found.x, found.certificate
