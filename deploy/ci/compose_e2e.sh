@@ -1,8 +1,9 @@
 #!/bin/bash
-# Builds the image, brings the stack up with docker compose, and runs tests/deploy/test_compose_up.py against it.
+# Builds the image, brings the stack up with docker compose, and runs the tests marked `containers` against it.
 # Everything that runs lives in namespaces of its own (mounts, network, processes): host ports are not touched, and
 # nothing is left behind even if a test is killed.
 # Usage: compose_e2e.sh [python with the client and pytest]      SOLVER_IMAGE=...: test that image instead of building one
+#        TESTS=tests/deploy/test_same_host_up.py: these tests alone
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -17,7 +18,7 @@ inside() {
     podman system service --time 0 "unix://$ENGINE_CACHE/podman.sock" 2>"$ENGINE_CACHE/podman.log" &
     export DOCKER_HOST=unix://$ENGINE_CACHE/podman.sock CONTAINER_TESTS=1
     cd "$root"
-    "$PYTHON" -m pytest -m containers -p no:cacheprovider tests/deploy/test_compose_up.py
+    "$PYTHON" -m pytest -m containers -p no:cacheprovider "${TESTS:-tests/deploy}"
 }
 
 if [ "${1:-}" = --inside ]; then

@@ -7,62 +7,24 @@ import json
 import os
 import subprocess
 import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array, diags_array
 
 import backsolve
+from support.containers import MARKS, PATIENCE_SECONDS, Stack, run
 
-ROOT = Path(__file__).parents[2]
 HTTP, GRPC, PROMETHEUS = "127.0.0.1:8080", "127.0.0.1:50051", "127.0.0.1:9090"
-PATIENCE_SECONDS = 180.0
 
-pytestmark = [
-    pytest.mark.containers,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif("CONTAINER_TESTS" not in os.environ, reason="needs a container engine: make test-containers"),
-]
+pytestmark = MARKS
 
-
-def run(*command: str, check: bool = True) -> str:
-    """Standard output of a command; a failure shows what it said."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        pytest.fail(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
-def compose(*arguments: str) -> str:
-    return run(os.environ["DOCKER_COMPOSE"], "-f", "deploy/compose.yaml", *arguments)
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds; the limit is only for a test that would never end."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"never happened: {what}\n{compose('logs', '--tail', '40')}")
-        time.sleep(0.2)
-
-
-def inspect(template: str) -> str:
-    return run("podman", "inspect", container(), "--format", template).strip()
-
-
-def container() -> str:
-    return compose("ps", "--all", "--quiet", "solver").strip()
-
-
-def healthy() -> bool:
-    """Run the image's health check once: without systemd nothing else does so on a timer here."""
-    run("podman", "healthcheck", "run", container(), check=False)
-    return inspect("{{.State.Health.Status}}") == "healthy"
+STACK = Stack(["compose.yaml"])
+compose, container, inspect = STACK.compose, STACK.container, STACK.inspect
+eventually, healthy = STACK.eventually, STACK.healthy
 
 
 def get(url: str) -> dict[str, object]:
@@ -90,16 +52,11 @@ def poisson(n: int) -> csr_array:
 @pytest.fixture(scope="module", autouse=True)
 def stack() -> Iterator[None]:
     """Solver and Prometheus up; Grafana's image cannot be had everywhere, its files have static checks."""
-    eventually(lambda: Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).exists(), "the engine answers")
-    compose("up", "--detach", "solver", "prometheus")
     try:
-        eventually(healthy, "the solver is healthy")
+        STACK.up("solver", "prometheus")
         yield
     finally:
-        compose("down", "--volumes", "--timeout", "30")
-    assert run("podman", "ps", "--all", "--quiet") == ""
-    assert run("podman", "volume", "ls", "--quiet") == ""
-    assert "backsolve" not in run("podman", "network", "ls")
+        STACK.down()
 
 
 def test_curl_solves_through_the_published_port() -> None:
