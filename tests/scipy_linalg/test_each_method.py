@@ -37,6 +37,15 @@ def test_a_matrix_that_is_hermitian_but_for_rounding_is_solved(client, spla, met
 
 
 @pytest.mark.parametrize("method", ["cg", "minres"])
+def test_the_answer_is_judged_by_the_matrix_that_was_given(local, method):
+    n = 40
+    a = np.eye(n) + 0.9 * n * np.finfo(float).eps * np.triu(np.ones((n, n)), 1)
+    x, info = getattr(local, method)(a, np.ones(n), rtol=1e-14)
+    assert residual(a, x, np.ones(n)) > 1e-14 * np.sqrt(n)
+    assert info > 0
+
+
+@pytest.mark.parametrize("method", ["cg", "minres"])
 def test_a_zero_that_is_stored_on_one_side_only_is_no_asymmetry(spla, method):
     a = sparse.csr_array(([4.0, 0.0, 3.0, 1.0, 1.0, 5.0], ([0, 0, 1, 1, 2, 2], [0, 2, 1, 2, 1, 2])), shape=(3, 3))
     x, info = getattr(spla, method)(a, np.ones(3), rtol=1e-10)
@@ -116,7 +125,7 @@ def test_tolerances_of_small_right_hand_sides_are_relative(local):
 def test_a_singular_matrix_ends_without_nan_or_false_success(spla):
     a, b = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]]), np.array([1.0, 0, 1])
     x, info = spla.gmres(a, b, rtol=1e-8, atol=0)
-    assert info > 0
+    assert 0 < info < 30  # the cycles until nothing was gained, rather than all that were allowed
     assert np.isfinite(x).all()
     assert_allclose(a @ (a @ x), a @ b, atol=1e-12)
 

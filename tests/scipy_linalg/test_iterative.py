@@ -14,7 +14,7 @@ from scipy import sparse
 
 from backsolve.errors import InvalidOptionError, InvalidShapeError, NotSupportedError
 from support.iterative import definite, random, residual
-from support.systems import convection, dense, laplacian
+from support.systems import convection, dense, laplacian, random_like
 
 ALL = ("cg", "minres", "bicgstab", "gmres")
 HERMITIAN = ("minres", "bicgstab", "gmres")
@@ -150,6 +150,26 @@ def test_info_and_the_true_residual_agree(local, method, dtype):
             assert info == limit or dtype in SINGLE.values() or method == "bicgstab"
         seen.add(info == 0)
     assert seen == {True, False}
+
+
+@each_method
+def test_rounding_to_single_precision_is_allowed_for(local, method):
+    """The service iterates in double precision; what is judged is the x that is returned."""
+    for k in range(40):
+        a = laplacian(6).toarray() if method == "cg" else dense(36, seed=220_417 + k)
+        a = (a @ a.T if method == "minres" else a).astype(np.float32)
+        b = random_like((36,), "float32", 901_338 + k)
+        x, info = getattr(local, method)(a, b, rtol=3e-6)
+        assert info == 0
+        assert residual(a, x, b) <= 3e-6 * np.linalg.norm(b.astype(np.float64))
+
+
+@each_method
+def test_a_real_system_takes_the_real_part_of_x0_and_warns(local, method):
+    a, b = definite()
+    with pytest.warns(np.exceptions.ComplexWarning):
+        x, info = getattr(local, method)(a, b, x0=np.zeros(10) + 1j)
+    assert (x.dtype, info) == (np.float64, 0)
 
 
 @each_method

@@ -37,7 +37,8 @@ class SolveOptions(TypedDict, total=False):
             component, such as graph Laplacians: x is then the one of minimum norm, b must sum to zero
             over each component, and gradients are right within the family.
         damp: of least squares: minimise ||b - A x||² + damp² ||x||².
-        rcond: of least squares: singular values below `rcond` times the largest count as zero.
+        rcond: of least squares: singular values below `rcond` times the largest count as zero. An iterative method
+            stops once it has met one; if its tolerance is not met by then, that is ILL_CONDITIONED.
         condition: estimate the condition number for the certificate even where it costs solves.
     """
 

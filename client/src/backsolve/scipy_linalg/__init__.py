@@ -19,8 +19,9 @@ import scipy.sparse.linalg
 from ._client import using
 from ._direct import SuperLU, factorized, splu, spsolve
 from ._iterative import bicgstab, cg, gmres, minres
+from ._lsmr import lsmr
 
-__all__ = ["SuperLU", "bicgstab", "cg", "factorized", "gmres", "minres", "splu", "spsolve", "using"]
+__all__ = ["SuperLU", "bicgstab", "cg", "factorized", "gmres", "lsmr", "minres", "splu", "spsolve", "using"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
 """Which client solves: SciPy's signatures have no room to say it."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..client import Client, default_client
-from ..errors import InvalidOptionError
+from ..errors import InvalidOptionError, NotConvergedError
+from ..types import Solution, Status
 
 _chosen: ContextVar[Client | None] = ContextVar("backsolve_scipy_linalg_client", default=None)
 
@@ -40,3 +41,17 @@ def using(client: Client) -> Iterator[Client]:
 def current() -> Client:
     """The client of the innermost block, else the process-wide one."""
     return _chosen.get() or default_client()
+
+
+def settled(solve: Callable[[], Solution]) -> Solution:
+    """The answer of a solve, also where it misses its tolerance: SciPy tells that by a number.
+
+    Raises:
+        NotConvergedError: A or b is not finite.
+    """
+    try:
+        return solve()
+    except NotConvergedError as error:
+        if error.solution is None or error.solution.status is Status.NONFINITE_INPUT:
+            raise
+        return error.solution

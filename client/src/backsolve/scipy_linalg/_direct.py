@@ -174,7 +174,7 @@ def _options(permc_spec: Any, name: str) -> SolveOptions:
     if permc_spec is None:
         return {"refine": _REFINEMENTS}
     if permc_spec in _ORDERINGS:
-        return {"method": "superlu", "ordering": _ORDERINGS[permc_spec], "refine": _REFINEMENTS}
+        return {"ordering": _ORDERINGS[permc_spec], "refine": _REFINEMENTS}
     if permc_spec in _NOT_OFFERED:
         raise NotSupportedError(
             f"the service has no ordering {permc_spec!r}: leave permc_spec out of {name}, which lets it choose, or use "

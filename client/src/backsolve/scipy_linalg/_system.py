@@ -8,10 +8,10 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from ..errors import InvalidOptionError, NotConvergedError, NotPositiveDefiniteError
+from ..errors import InvalidOptionError, NotPositiveDefiniteError
 from ..options import SolveOptions
 from ..types import LARGEST_INTEGER, Array, Solution, Status
-from ._client import current
+from ._client import current, settled
 from ._inputs import dtype_of, first_iterate, number, preconditioner, square, vector
 
 _BREAKDOWN = -10
@@ -146,12 +146,7 @@ class System:
         }
         if restart is not None:
             options["restart"] = restart
-        try:
-            return current().solve(self.a, self.b, x0=x0, **options)
-        except NotConvergedError as error:
-            if error.solution is None or error.solution.status is Status.NONFINITE_INPUT:
-                raise
-            return error.solution
+        return settled(lambda: current().solve(self.a, self.b, x0=x0, **options))
 
     def _met(self, solution: Solution) -> bool:
         if self.asked is not None:

@@ -99,6 +99,7 @@ class Outcome:
         x: shaped like the right-hand side; NaN where a system of a batch has no answer.
         statuses: one a system (a single matrix is one system).
         iterations: one a system, 0 for direct methods; the largest of its columns, counted as `maxiter` counts.
+        condition: a bound from below on the condition number that the iteration has met; None: it has not looked.
         proof: the figures of x, where the method has measured them itself because x came from
             elsewhere, such as a device; None: they are measured here.
     """
@@ -107,6 +108,7 @@ class Outcome:
     statuses: tuple[Status, ...]
     iterations: tuple[int, ...]
     proof: Proof | None = None
+    condition: float | None = None
 
 
 class Symbolic(ABC):

@@ -91,14 +91,18 @@ class _Run:
         self.wide = shift(clean.astype(self.operand.wide_dtype, copy=False), -self.powers)
         self.norms = np.array([largest_column(a, factor.damp) for a in self.operand.wide])
         self.size = two(self.wide)
+        self.met: float | None = None
 
     def answer(self, shape: tuple[int, ...]) -> Answer:
         """Solve, correct, prove."""
         found, statuses, iterations = self._solve(self.wide)
+        condition = self._condition()
         x = self._returned(found)
         measured = self.measure(x)
         refinements = 0
         limit = REFINEMENTS if self.controls.refine is None else self.controls.refine
+        if self._cut(statuses):
+            limit = 0  # a correction would bring back what was left out
         for step in range(limit + 1):
             wanting = self._unmet(measured) & np.isfinite(measured.relative)
             if not wanting.any():
@@ -134,8 +138,16 @@ class _Run:
             refinements=refinements,
             relative_residual=np.where(self.bad, np.inf, measured.relative),
             backward_error=np.where(self.bad, np.inf, measured.backward),
-            condition=self.factor.condition,
+            condition=condition,
         )
+
+    def _condition(self) -> float | None:
+        """The factor's, or what the iteration has met: a bound from below."""
+        return self.factor.condition if self.factor.direct else self.met
+
+    def _cut(self, statuses: tuple[Status, ...]) -> bool:
+        """An iteration was stopped where it met a singular value that counts as zero (`rcond`)."""
+        return not self.factor.direct and Status.ILL_CONDITIONED in statuses
 
     def _solve(self, rhs: Array, of_rest: Array | None = None) -> tuple[Array, tuple[Status, ...], tuple[int, ...]]:
         """The method's own answer in the scaled units; of a rest Āᴴ r̄ or ρ, G times it."""
@@ -143,6 +155,7 @@ class _Run:
         if of_rest is not None and (self.factor.damp or controls.cotangent):
             rhs, controls = of_rest, replace(controls, cotangent=True)
         outcome = self.factor.solve(rhs if self.operand.batch is not None else rhs[0], "N", controls)
+        self.met = outcome.condition
         return (outcome.x if outcome.x.ndim == 3 else outcome.x[None]), outcome.statuses, outcome.iterations
 
     def _right_hand_side(self, x: Array) -> Array:
@@ -230,6 +243,8 @@ class _Run:
                     self.factor.direct or missed[s, j] or hopeless[s, j]
                 ):
                     row.append(status)
+                elif self._cut((status,)) and not hopeless[s, j]:
+                    row.append(Status.ILL_CONDITIONED if missed[s, j] else Status.OK)
                 elif hopeless[s, j] or missed[s, j]:
                     row.append(Status.STAGNATION)
                 elif unmet[s, j] or far or status is Status.ILL_CONDITIONED:

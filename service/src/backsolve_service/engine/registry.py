@@ -220,7 +220,9 @@ ROWS: Mapping[str, Row] = {
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
     "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
-    "lstsq_lsmr": Row("lstsq.lsmr:LeastSquaresLsmr", _BOTH, "rectangular", _ITERATED, direct=False, wide=True),
+    "lstsq_lsmr": Row(
+        "lstsq.lsmr:LeastSquaresLsmr", _BOTH, "rectangular", _ITERATED | {"rcond"}, direct=False, wide=True
+    ),
     "lstsq_superlu": Row("lstsq.superlu:LeastSquaresSuperLu", _CSR, "rectangular", _LEAST_SQUARES, wide=True),
     "lstsq_qr": Row("lstsq.qr:LeastSquaresQr", _DENSE, "rectangular", _LEAST_SQUARES | {"rcond"}, wide=True),
     "kronecker": Row("structured.kronecker:Kronecker", _STRUCTURED, "kronecker", _DIRECT, wide=True),

@@ -61,12 +61,14 @@ class Progress:
         residual: ||b - A x||, with the damping: of [b - A x; -damp x].
         normal: ||Aᴴ(b - A x) - damp² x||.
         norm: ||A||_F, estimated from below.
+        condition: of A (with the damping: of [A; damp I]), a bound from below but for rounding.
         complete: the space is exhausted.
     """
 
     residual: Array
     normal: Array
     norm: Array
+    condition: Array
     complete: Array
 
 
@@ -127,10 +129,12 @@ class _Bidiagonal:
         )
         self._d, self._residual = zero.copy(), self._beta.copy()
         self._norm_squares = self._alpha**2
+        # Diagonal entries of a triangle whose singular values lie between A's.
+        self._largest, self._least, self._condition = zero.copy(), np.full(b.shape[0], np.inf), one.copy()
 
     def progress(self) -> Progress:
         """What is known now."""
-        return Progress(self._residual, np.abs(self._zetabar), np.sqrt(self._norm_squares), self.done)
+        return Progress(self._residual, np.abs(self._zetabar), np.sqrt(self._norm_squares), self._condition, self.done)
 
     def step(self, running: Array) -> None:
         """One iteration; columns that do not run keep their x."""
@@ -151,6 +155,10 @@ class _Bidiagonal:
         thetabar, rhotemp = self._sbar * rho, self._cbar * rho
         rhobar = np.hypot(rhotemp, thetanew)
         self._cbar, self._sbar = _over(rhotemp, rhobar, 1.0), _over(thetanew, rhobar, 0.0)
+        if self.steps > 1:
+            self._largest, self._least = np.maximum(self._largest, rhobarold), np.minimum(self._least, rhobarold)
+        span = _over(np.maximum(self._largest, rhotemp), np.minimum(self._least, rhotemp), 1.0)
+        self._condition = np.where(running, np.maximum(self._condition, span), self._condition)
         zeta, self._zetabar = self._cbar * self._zetabar, -self._sbar * self._zetabar
         self._rho, self._rhobar, self._zeta = rho, rhobar, zeta
         singular = (rho * rhobar == 0) | ~np.isfinite(rho * rhobar)

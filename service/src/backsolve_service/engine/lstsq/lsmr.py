@@ -76,6 +76,7 @@ class LsmrFactor(LeastSquaresFactor):
 
     operand: Operand
     damp: float
+    rcond: float | None
     parts: tuple[Stacked | None, ...]
     statuses: tuple[Status, ...]
 
@@ -108,17 +109,19 @@ class LsmrFactor(LeastSquaresFactor):
         wide = self.operand.wide_dtype
         x = no_answer(stacked.shape[0], self.operand.n, stacked.shape[2], wide)
         statuses, iterations = list(self.statuses), [0] * len(self.statuses)
-        run = self._normal if controls.cotangent else self._forward
+        condition = 1.0
         for index, part in enumerate(self.parts):
             if part is None:
                 continue
             rows = np.ascontiguousarray(stacked[index].T).astype(wide, copy=False)
-            found, steps, limited = run(part, rows, controls)
-            x[index], iterations[index] = found.T, steps
-            statuses[index] = Status.MAX_ITER if limited else Status.OK
-        return Outcome(x if rhs.ndim == 3 else x[0], tuple(statuses), tuple(iterations))
+            found = (self._normal if controls.cotangent else self._forward)(part, rows, controls)
+            x[index], iterations[index] = found.x.T, found.steps
+            condition = max(condition, found.condition)
+            statuses[index] = found.status
+        shaped = x if rhs.ndim == 3 else x[0]
+        return Outcome(shaped, tuple(statuses), tuple(iterations), condition=condition)
 
-    def _forward(self, part: Stacked, b: Array, controls: Controls) -> tuple[Array, int, bool]:
+    def _forward(self, part: Stacked, b: Array, controls: Controls) -> "_Found":
         tolerance, limit = self._tolerance(controls), self._limit(controls)
         size = np.linalg.norm(b, axis=1)
 
@@ -126,11 +129,13 @@ class LsmrFactor(LeastSquaresFactor):
             normal = state.normal <= tolerance * part.norm * state.residual
             return np.asarray(normal | (state.residual <= tolerance * size) | state.complete)
 
-        check = _checker(controls)
-        steps, x = least_squares(part.multiply, part.adjoint, part.padded(b), 0.0, limit, met, check)
-        return shift(x, np.full(1, -part.exponent)), steps, steps >= limit
+        watch = _Watch(met, self.rcond, len(b))
+        steps, x = least_squares(
+            part.multiply, part.adjoint, part.padded(b), 0.0, limit, watch.stop, _checker(controls)
+        )
+        return _Found(shift(x, np.full(1, -part.exponent)), steps, steps >= limit, watch.condition, watch.cut)
 
-    def _normal(self, part: Stacked, g: Array, controls: Controls) -> tuple[Array, int, bool]:
+    def _normal(self, part: Stacked, g: Array, controls: Controls) -> "_Found":
         tolerance, limit = self._tolerance(controls), self._limit(controls)
         size, check = np.linalg.norm(g, axis=1), _checker(controls)
 
@@ -141,9 +146,16 @@ class LsmrFactor(LeastSquaresFactor):
         def solved(state: Progress) -> Array:
             return np.asarray((state.normal <= tolerance * size) | state.complete)
 
-        first, y = least_squares(part.adjoint, part.multiply, g, 0.0, limit, reached, check)
-        second, lam = least_squares(part.multiply, part.adjoint, y, 0.0, limit, solved, check)
-        return shift(lam, np.full(1, -2 * part.exponent)), first + second, max(first, second) >= limit
+        one, two = _Watch(reached, self.rcond, len(g)), _Watch(solved, self.rcond, len(g))
+        first, y = least_squares(part.adjoint, part.multiply, g, 0.0, limit, one.stop, check)
+        second, lam = least_squares(part.multiply, part.adjoint, y, 0.0, limit, two.stop, check)
+        return _Found(
+            shift(lam, np.full(1, -2 * part.exponent)),
+            first + second,
+            max(first, second) >= limit,
+            max(one.condition, two.condition),
+            one.cut or two.cut,
+        )
 
     def _tolerance(self, controls: Controls) -> float:
         rtol = controls.rtol
@@ -182,7 +194,57 @@ class LeastSquaresLsmr(Solver):
                 exponent = int(exponents(np.asarray(norm)))
                 part = Stacked(a, float(np.ldexp(spec.damp, -exponent)), exponent, float(np.ldexp(norm, -exponent)))
             parts.append(part)
-        return LsmrFactor(operand, spec.damp, tuple(parts), tuple(statuses))
+        return LsmrFactor(operand, spec.damp, spec.rcond, tuple(parts), tuple(statuses))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a run, or a pair of them, has given.
+
+    Attributes:
+        x: `[k, n]`.
+        steps: iterations of all columns together.
+        limited: the limit ended it.
+        condition: the largest that any column has met.
+        cut: a column was stopped for its condition.
+    """
+
+    x: Array
+    steps: int
+    limited: bool
+    condition: float
+    cut: bool
+
+    @property
+    def status(self) -> Status:
+        """How it ended, before the answer is measured."""
+        if self.limited:
+            return Status.MAX_ITER
+        return Status.ILL_CONDITIONED if self.cut else Status.OK
+
+
+@final
+class _Watch:
+    """Stops each column where it has enough, or where it has met a singular value that counts as zero.
+
+    Attributes:
+        condition: the largest condition number that a column has met before it stopped.
+        cut: a column was stopped for that.
+    """
+
+    def __init__(self, met: Callable[[Progress], Array], rcond: float | None, columns: int) -> None:
+        self._met, self._rcond = met, rcond or 0.0
+        self._open = np.ones(columns, dtype=bool)
+        self.condition, self.cut = 1.0, False
+
+    def stop(self, state: Progress) -> Array:
+        """Which columns are to stop now."""
+        enough, too_far = self._met(state), self._rcond * state.condition >= 1
+        self.condition = max(self.condition, float(state.condition.max(initial=1.0)))
+        self.cut = self.cut or bool(np.any(self._open & too_far & ~enough))
+        self._open &= ~(enough | too_far)
+        return np.asarray(~self._open)
 
 
 def _checker(controls: Controls) -> Callable[[], None]:
