@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backsolve import Client
-from backsolve.errors import InvalidOptionError
+from backsolve.errors import InvalidOptionError, NotSupportedError
 from backsolve.torch import solve, spsolve
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.embedded import EmbeddedTransport
@@ -99,6 +99,13 @@ def test_a_sparse_tensor_has_its_gradient_on_its_device(engine: Client, layout: 
 def test_a_second_derivative(engine: Client) -> None:
     A, b = on_device(dense(905_361_284)), on_device(rhs(71_558_430, (6,)))
     assert torch.autograd.gradgradcheck(lambda A, b: solve(A, b, client=engine), (A, b))
+
+
+def test_numpys_client_refuses_what_lies_on_a_device(engine: Client) -> None:
+    a, b = dense(730_295_164), rhs(286_017_359, (6,))
+    for given in ((a.to(DEVICE), b), (a, b.to(DEVICE))):
+        with pytest.raises(NotSupportedError, match="lies on CUDA device 0"):
+            engine.solve(*given)
 
 
 def test_operands_on_two_devices_are_refused(engine: Client) -> None:

@@ -13,7 +13,8 @@ from typing import Any, final
 
 import numpy as np
 
-from .errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError, PayloadTooLargeError
+from ._dlpack import read
+from .errors import InvalidDtypeError, InvalidInputError, InvalidPatternError, InvalidShapeError, PayloadTooLargeError
 from .matrix import Matrix, check_dtype
 from .pattern import DensePattern, IndexArray, Pattern, checked_shape
 from .types import Array
@@ -234,7 +235,9 @@ def as_array(values: Any, what: str) -> Array:
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InvalidDtypeError(f"{what} has masked entries; fill them first, e.g. {what}.filled(0.0) of float64")
     try:
-        array = np.asarray(values)
+        array = read(values, what)
+    except InvalidInputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as err:
         raise InvalidDtypeError(
             f"{what} is no array of numbers (rows of one length, float64 or the like); "
@@ -283,7 +286,7 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
     if A.format == "dia":
         return _diagonals(A, shape, dtype)
     source = A if A.format in ("csr", "csc", "coo") else A.tocsr()
-    values = _cast(native(np.asarray(source.data), "A"), dtype)
+    values = _cast(native(read(source.data, "A"), "A"), dtype)
     if source.format == "coo":
         entries = from_coordinates(source.row, source.col, shape)
     else:
@@ -304,7 +307,7 @@ def _diagonals(A: Any, shape: tuple[int, int], dtype: "np.dtype[Any] | None") ->
     """A matrix of stored diagonals; its stored zeros count, which SciPy's own conversion drops."""
     rows, columns, inside = _diagonal_places(A)
     entries = from_coordinates(rows[inside], columns[inside], shape)
-    values = _cast(native(np.asarray(A.data), "A"), dtype)[inside]
+    values = _cast(native(read(A.data, "A"), "A"), dtype)[inside]
     return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
 
 

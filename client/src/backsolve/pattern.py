@@ -7,6 +7,7 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._dlpack import read
 from .errors import InvalidPatternError, InvalidShapeError
 from .kinds import UPDATE
 from .kinds import kind as kind_of
@@ -309,7 +310,7 @@ def check_square(pattern: "AnyPattern") -> None:
 
 
 def _integers(values: ArrayLike, name: str) -> IndexArray:
-    array = np.asarray(values)
+    array = read(values, name)
     if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
         raise InvalidPatternError(f"{name} must be a vector of integers, not {array.dtype} of {array.ndim} dimensions")
     return array

@@ -11,6 +11,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from backsolve.errors import DeviceOutOfMemoryError, MemoryBudgetError
 from backsolve.pattern import AnyPattern
@@ -55,9 +56,14 @@ def dense_symbolic(pattern: AnyPattern, spec: FactorSpec | None) -> DenseSymboli
 
 def tensor(array: Array, device: str) -> torch.Tensor:
     """`array` on `device`; shares memory on the CPU where torch allows it."""
-    # torch warns about read-only memory, whatever one does with it: give it a copy.
-    usable = array if array.flags.writeable else array.copy()
-    return torch.from_numpy(np.ascontiguousarray(usable)).to(device)
+    usable = np.ascontiguousarray(array)
+    if usable.flags.writeable:
+        return torch.from_numpy(usable).to(device)
+    try:
+        # torch warns about read-only memory whatever one does with it, but not where it comes by DLPack.
+        return from_dlpack(usable).to(device)
+    except BufferError:  # NumPy before 2.1 exports no read-only memory
+        return torch.from_numpy(usable.copy()).to(device)
 
 
 def values_tensor(operand: Operand, statuses: list[Status], device: str) -> torch.Tensor:
