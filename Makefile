@@ -72,11 +72,12 @@ check-files: $(READY)
 	@$(BIN)/python scripts/architecture_tree.py --check
 
 # These two variables change which kernels OpenBLAS picks; a timing must not depend on who set them.
-bench: $(READY)  ## time the engine, remote solves, training steps and transports beside references in the same run; writes out/*.json and .png
+bench: $(READY)  ## time the engine, remote solves, training steps, transports and a server's limits beside references; writes out/*.json and .png
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.engine $(ARGS)
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.micro
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.training
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.transports --targets
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.limits
 
 bench-gpu: $(READY)  ## time solves on a CUDA device beside the speed of its memory; without one, say so
 	@$(BIN)/python -m loadtests.gpu $(ARGS)

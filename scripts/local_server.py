@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,17 +54,19 @@ class LocalServer:
 
     Args:
         settings: further `BACKSOLVE_*` variables.
+        command: what is started; by default the installed `backsolve-service`.
 
     Attributes:
         http: its REST URL.
         grpc: its gRPC URL.
     """
 
-    def __init__(self, settings: dict[str, str]) -> None:
+    def __init__(self, settings: dict[str, str], command: Sequence[str] | None = None) -> None:
         self._http_port, self._grpc_port = _free_port(), _free_port()
         self.http = f"http://127.0.0.1:{self._http_port}"
         self.grpc = f"grpc://127.0.0.1:{self._grpc_port}"
         self._settings = settings
+        self._command = [str(Path(sys.executable).parent / "backsolve-service")] if command is None else list(command)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by __exit__)
         self._process: subprocess.Popen[str] | None = None
 
@@ -88,9 +90,8 @@ class LocalServer:
         # The caller's own BACKSOLVE_* variables are for its client, or for another server.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKSOLVE_")}
         environment |= {"BACKSOLVE_HTTP_PORT": str(self._http_port), "BACKSOLVE_GRPC_PORT": str(self._grpc_port)}
-        command = [str(Path(sys.executable).parent / "backsolve-service")]
         self._process = subprocess.Popen(
-            command, env=environment | self._settings, stdout=self._log, stderr=subprocess.STDOUT, text=True
+            self._command, env=environment | self._settings, stdout=self._log, stderr=subprocess.STDOUT, text=True
         )
         if wait:
             self.wait_ready()

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .targets import Target
+from loadtests.target import Target
 
 MET, MISSED, FAINT = "#2f6690", "#b3402a", "#8a9099"
 

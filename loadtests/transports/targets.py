@@ -1,8 +1,9 @@
 """What the transports are meant to reach, beside what they did in the same run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
+
+from loadtests.target import Target
 
 from .solves import SYSTEMS
 
@@ -10,26 +11,6 @@ ADDED_MS = {1_000: 0.35, 10_000: 0.7, 100_000: 2.3, 1_000_000: 16.0}
 RATIOS = {10_000: 3.0, 99_856: 1.25, 1_000_000: 1.08}
 ADDED_EACH_MS = 0.05
 SERVER_MEMORY, CLIENT_MEMORY = 1.5, 2.5
-
-
-@final
-@dataclass(frozen=True)
-class Target:
-    """A figure and its bound."""
-
-    name: str
-    value: float
-    bound: float
-    at_most: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether it was reached."""
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
-
-    def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        return f"{self.name:58}{self.value:9.3f}  {sign} {self.bound:<6g} {'met' if self.met else 'MISSED'}"
 
 
 def of_ways(seconds: Mapping[str, float]) -> list[Target]:

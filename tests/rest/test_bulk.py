@@ -94,7 +94,7 @@ def test_a_caller_that_stops_in_the_middle_leaves_nothing(echoing: RestServer, r
                 with contextlib.suppress(ConnectionError):
                     connection.recv(1 << 16)
     for _ in range(5000):
-        if ask(echoing.port, "GET", "/livez").status == 200 and not echoing._handlers._bytes:
+        if ask(echoing.port, "GET", "/livez").status == 200 and not echoing._handlers._places.nbytes:
             return
     pytest.fail("the buffer of a body that nobody sends is still held")
 

@@ -123,7 +123,7 @@ def test_a_bomb_is_answered_with_413_and_the_limit(port: int, plane: DataPlane, 
 def test_decoded_bodies_count_as_memory() -> None:
     """Four times the limit in all: a fifth body of that size finds no room."""
     with serving(ToldPlane(echo, limit=1 << 20)) as server:
-        server._handlers._bytes = 3 << 20
+        server._handlers._places.nbytes = 3 << 20
         reply = refused(server.port, pack(bytes(1 << 20)))
         assert (reply.status, reply.json()["reason"]) == (503, "QUEUE_FULL")
 

@@ -197,9 +197,9 @@ def test_a_half_sent_body_releases_its_memory(plane: DataPlane) -> None:
         for _ in range(8):  # more than there is room for at a time
             with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
                 connection.sendall(lines + b"x" * 1000)
-                wait_until(server, lambda: handlers._bytes == LIMIT)
+                wait_until(server, lambda: handlers._places.nbytes == LIMIT)
                 assert ask(server.port, "GET", "/v1/stats").json()["body_bytes"] == LIMIT
-            wait_until(server, lambda: handlers._bytes == 0)
+            wait_until(server, lambda: handlers._places.nbytes == 0)
 
 
 def test_bodies_that_would_fill_the_memory_are_turned_away(plane: DataPlane) -> None:
@@ -208,12 +208,12 @@ def test_bodies_that_would_fill_the_memory_are_turned_away(plane: DataPlane) -> 
         waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(4)]
         for connection in waiting:
             connection.sendall(lines + b"x")
-        wait_until(server, lambda: server._handlers._bytes == 4 * LIMIT)
+        wait_until(server, lambda: server._handlers._places.nbytes == 4 * LIMIT)
         reply = ask_json(server.port, "/v1/solve", SMALL)
         assert (reply.status, reply.json()["reason"], reply.headers["retry-after"]) == (503, "QUEUE_FULL", "1")
         for connection in waiting:
             connection.close()
-        wait_until(server, lambda: not server._handlers._bytes)
+        wait_until(server, lambda: not server._handlers._places.nbytes)
         assert ask_json(server.port, "/v1/solve", SMALL).status == 200
 
 

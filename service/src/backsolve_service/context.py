@@ -1,8 +1,8 @@
 """Who calls, until when, and whether they still wait: what a transport knows beside the call itself."""
 
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ class WouldWaitError(Exception):
 
 def new_request_id() -> str:
     """A request id for callers that sent none."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,12 @@ class CallContext:
         """A context that ends `timeout` seconds from now."""
         deadline = None if timeout is None else time.monotonic() + timeout
         return cls(transport, deadline, tenant, request_id or new_request_id())
+
+    def hurried(self) -> "CallContext":
+        """The same call, on a thread that must not wait; whoever cancels one of both cancels both."""
+        return CallContext(
+            self.transport, self.deadline, self.tenant, self.request_id, self.cancelled, True, self._callbacks
+        )
 
     def remaining(self) -> float | None:
         """Seconds left, or None when there is no deadline."""

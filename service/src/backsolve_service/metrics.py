@@ -6,17 +6,19 @@ Base units, few bounded labels, never a digest: a matrix must not be recognisabl
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from typing import final, get_args
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from .engine.base import Pivots
 from .observer import GAUGE_LABELS, Gauge, Level, Lookup, Observer, Phase, Reading, Restart
+from .series import Counts, Labels, Spread
 
 NAMESPACE = "backsolve"
 
@@ -85,11 +87,17 @@ class Metrics(Observer):
             {"version": _version("backsolve-service"), "python": platform.python_version(), "torch": _version("torch")}
         )
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+    def _counter(self, name: str, text: str, labels: Labels = (), known: Sequence[Labels] = ()) -> Counts:
+        made = Counts(f"{NAMESPACE}_{name}", text, labels, known)
+        self.registry.register(made)
+        return made
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
-        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: Labels = (), known: Sequence[Labels] = ()
+    ) -> Spread:
+        made = Spread(f"{NAMESPACE}_{name}", text, buckets, labels, known)
+        self.registry.register(made)
+        return made
 
     def _count_calls(self) -> None:
         self._requests = self._counter("requests", "Calls, by how they ended.", ("op", "transport", "code"))
@@ -102,7 +110,11 @@ class Metrics(Observer):
         self._saved = self._counter("bytes_not_sent", "Bytes of matrices that were named by digest instead of sent.")
 
     def _count_work(self) -> None:
-        self._phases = self._histogram("phase_duration_seconds", "Time in one phase of a call.", SECONDS, ("phase",))
+        phases = [(name,) for name in get_args(Phase)]
+        lookups = list(product(get_args(Level), get_args(Lookup)))
+        self._phases = self._histogram(
+            "phase_duration_seconds", "Time in one phase of a call.", SECONDS, ("phase",), phases
+        )
         self._columns = self._histogram("batch_rhs", "Right-hand sides solved at once.", COLUMNS)
         self._iterations = self._histogram("solver_iterations", "Iterations of a solve; 0: direct.", ITERATIONS)
         self._residuals = self._histogram(
@@ -111,25 +123,19 @@ class Metrics(Observer):
         self._not_converged = self._counter("not_converged", "Solves whose answer missed the tolerance.")
         self._factorizations = self._counter("factorizations", "Matrices factorized.", ("method",))
         self._pivots = self._counter(
-            "pivots_reused", "Factorizations that tried the pivots of older values, and what came of it.", ("result",)
+            "pivots_reused",
+            "Factorizations that tried the pivots of older values, and what came of it.",
+            ("result",),
+            [("kept",), ("refused",)],
         )
-        self._lookups = self._counter("cache_lookups", "Questions to the cache.", ("level", "result"))
+        self._lookups = self._counter("cache_lookups", "Questions to the cache.", ("level", "result"), lookups)
         self._evictions = self._counter("cache_evictions", "Entries dropped from the cache.", ("reason",))
         self._restarts = self._counter(
             "worker_restarts",
             "Worker processes started in place of one that crashed, was stuck, or whose device failed.",
             ("reason",),
+            [(reason,) for reason in get_args(Restart)],
         )
-        # A series that is born at its first event has no rate for that event.
-        for name in get_args(Phase):
-            self._phases.labels(name)
-        for result in ("kept", "refused"):
-            self._pivots.labels(result)
-        for reason in get_args(Restart):
-            self._restarts.labels(reason)
-        for level in get_args(Level):
-            for result in get_args(Lookup):
-                self._lookups.labels(level, result)
 
     def text(self) -> tuple[bytes, str]:
         """The body and the content type of `GET /metrics`."""
@@ -147,8 +153,8 @@ class Metrics(Observer):
         request_id: str = "",
     ) -> None:
         """Count a call."""
-        self._requests.labels(op, transport, code).inc()
-        self._durations.labels(op).observe(seconds)
+        self._requests.add((op, transport, code))
+        self._durations.observe(seconds, (op,))
         self._request_bytes.observe(request_bytes)
         self._response_bytes.observe(response_bytes)
 
@@ -158,7 +164,7 @@ class Metrics(Observer):
 
     def phase(self, name: Phase, seconds: float) -> None:
         """Count a phase."""
-        self._phases.labels(name).observe(seconds)
+        self._phases.observe(seconds, (name,))
 
     def block(self, columns: int) -> None:
         """Count a block."""
@@ -168,31 +174,31 @@ class Metrics(Observer):
         """Count a solve; a residual that is not finite would spoil the sum for ever and is left out."""
         self._iterations.observe(iterations)
         if math.isfinite(relative_residual):
-            self._residuals.labels(op).observe(relative_residual)
+            self._residuals.observe(relative_residual, (op,))
         if not converged:
-            self._not_converged.inc()
+            self._not_converged.add()
 
     def lookup(self, level: Level, result: Lookup) -> None:
         """Count a lookup."""
-        self._lookups.labels(level, result).inc()
+        self._lookups.add((level, result))
 
     def evicted(self, reason: str, count: int = 1) -> None:
         """Count evictions."""
-        self._evictions.labels(reason).inc(count)
+        self._evictions.add((reason,), count)
 
     def factorized(self, method: str, pivots: Pivots = "new") -> None:
         """Count a factorization."""
-        self._factorizations.labels(method).inc()
+        self._factorizations.add((method,))
         if pivots != "new":
-            self._pivots.labels(pivots).inc()
+            self._pivots.add((pivots,))
 
     def restarted(self, reason: Restart) -> None:
         """Count a restart."""
-        self._restarts.labels(reason).inc()
+        self._restarts.add((reason,))
 
     def bytes_not_sent(self, count: int) -> None:
         """Count bytes that stayed at home."""
-        self._saved.inc(count)
+        self._saved.add((), count)
 
     def bind(self, name: Gauge, read: Callable[[], Reading]) -> None:
         """Read the gauge from `read`."""

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any, final
 
 import numpy as np
@@ -94,13 +95,16 @@ def encode(tensors: Mapping[str, Array | None], document: Mapping[str, Any]) -> 
         key=lambda item: -item[1].dtype.itemsize,
     )
     text = _ENCODER.encode({**document, _COMPLEX: complex_names} if complex_names else document)
-    header: dict[str, Any] = {"__metadata__": {_DOCUMENT: text}}
+    # Written out, since an encoder of JSON takes as long to begin as all of this.
+    header = [f'{{"__metadata__":{{"{_DOCUMENT}":{encode_basestring_ascii(text)}}}']
     offset = 0
     for name, array in stored:
         end = offset + array.nbytes
-        header[name] = {"dtype": _type_name(name, array), "shape": list(array.shape), "data_offsets": [offset, end]}
+        kind, shape = _type_name(name, array), ",".join(map(str, array.shape))
+        spot = f'{{"dtype":"{kind}","shape":[{shape}],"data_offsets":[{offset},{end}]}}'
+        header.append(f",{encode_basestring_ascii(name)}:{spot}")
         offset = end
-    packed = _ENCODER.encode(header).encode()
+    packed = ("".join(header) + "}").encode()
     packed += b" " * (-(8 + len(packed)) % ALIGNMENT)
     head = len(packed).to_bytes(8, "little") + packed
     views = [array.reshape(-1).view(np.uint8).data for _, array in stored if array.size]

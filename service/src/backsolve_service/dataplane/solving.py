@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-import numpy as np
-
 from backsolve.errors import DeviceOutOfMemoryError, NeedMatrixError, NotPositiveDefiniteError, SolveError
 from backsolve.types import Array, Certificate, Element, Options, Status, Timings
 
@@ -39,6 +37,8 @@ SEVERITY: Sequence[Status] = (
 """From good to bad: a batch has the status of its worst system."""
 
 _GOOD = (Status.OK, Status.ILL_CONDITIONED)
+_ALL_GOOD = ((Status.OK,),)
+"""What becomes of most calls: one column, one system."""
 
 
 _REBUILDS = 2
@@ -224,7 +224,8 @@ def _elements(answer: Answer) -> tuple[Element, ...]:
 
 
 def _worst_of(solved: Solved) -> Status:
-    return worst([status for system in solved.answer.statuses for status in system])
+    statuses = solved.answer.statuses
+    return Status.OK if statuses == _ALL_GOOD else worst([status for system in statuses for status in system])
 
 
 def _reason(prepared: Prepared) -> str:
@@ -233,4 +234,6 @@ def _reason(prepared: Prepared) -> str:
 
 
 def _largest(values: Array) -> float:
-    return float(np.max(values)) if np.size(values) else 0.0
+    if values.size == 1:
+        return float(values.item())
+    return float(values.max()) if values.size else 0.0

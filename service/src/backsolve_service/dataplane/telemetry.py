@@ -3,12 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import final
+from typing import final, get_args
 
 from ..engine.base import Pivots
 from ..observer import Gauge, Level, Lookup, Observer, Phase, Reading, Restart
 
 _PLURAL: Mapping[Lookup, str] = {"hit": "hits", "miss": "misses", "coalesced": "coalesced"}
+
+_LOOKUPS = {
+    (level, result): f"cache_{plural}_{level}" for level in get_args(Level) for result, plural in _PLURAL.items()
+}
+_PHASES = {phase: f"seconds_{phase}" for phase in get_args(Phase)}
 
 _TOTALS = (
     "solves",
@@ -79,7 +84,7 @@ class Telemetry(Observer):
 
     def phase(self, name: Phase, seconds: float) -> None:
         """A phase took this long."""
-        self.count(f"seconds_{name}", seconds)
+        self.count(_PHASES[name], seconds)
         self._observer.phase(name, seconds)
 
     def block(self, columns: int) -> None:
@@ -93,7 +98,7 @@ class Telemetry(Observer):
 
     def lookup(self, level: Level, result: Lookup) -> None:
         """The cache was asked."""
-        self.count(f"cache_{_PLURAL[result]}_{level}")
+        self.count(_LOOKUPS[level, result])
         self._observer.lookup(level, result)
 
     def evicted(self, reason: str, count: int = 1) -> None:

@@ -1,7 +1,8 @@
-"""The FastAPI application: routes over the handlers, and problem documents for everything that fails.
+"""The application: routes over the handlers, and problem documents for everything that fails.
 
 The routes are plain ASGI endpoints: arrays never pass through a model, and a small solve does
-not pay for one. FastAPI carries routing, error handling and the OpenAPI document.
+not pay for one. What is asked for at a fixed address goes straight to its endpoint; FastAPI carries addresses with
+parameters, and says what is wrong with those that do not exist.
 """
 
 import json
@@ -49,6 +50,15 @@ class Endpoint:
         # The router adds HEAD to whatever has GET; the server leaves the body out.
         self._by_method = {"HEAD": by_method["GET"], **by_method} if "GET" in by_method else by_method
 
+    @property
+    def methods(self) -> list[str]:
+        """What may be asked here."""
+        return list(self._by_method)
+
+    def handler(self, method: str) -> Handler | None:
+        """What handles a method here; None: it is none of this address."""
+        return self._by_method.get(method)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; failures go up to the gate."""
         await self._by_method[scope["method"]](scope[_EXCHANGE])
@@ -60,13 +70,17 @@ class Gate:
 
     Args:
         app: the application behind it.
+        fixed: endpoints of addresses without parameters, by address.
         callers: whose tokens let in, sent as `Authorization: Bearer`.
         drain_bytes: most bytes of a refused body that are read so that the caller sees the reply.
         failed: hears of every request that fails, with its id.
     """
 
-    def __init__(self, app: App, callers: Callers, drain_bytes: int, failed: Failed) -> None:
-        self._app, self._drain_bytes, self._failed = app, drain_bytes, failed
+    def __init__(
+        self, app: App, fixed: Mapping[str, Endpoint], callers: Callers, drain_bytes: int, failed: Failed
+    ) -> None:
+        self._app, self._fixed = app, fixed
+        self._drain_bytes, self._failed = drain_bytes, failed
         self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +101,12 @@ class Gate:
         try:
             if refusal is not None:
                 raise refusal
-            await self._app(scope, exchange.receive, exchange.send)
+            endpoint = self._fixed.get(scope["path"])
+            handler = None if endpoint is None else endpoint.handler(scope["method"])
+            if handler is None:
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                await handler(exchange)
         except Exception as error:
             self._failed(error, exchange.request_id)
             await exchange.fail(error)
@@ -110,18 +129,18 @@ def create_app(handlers: Handlers, callers: Callers, drain_bytes: int, failed: F
         failed: see `Gate`.
     """
     openapi = document()
+    endpoints = {path: Endpoint(by_method) for path, by_method in _table(handlers, openapi)}
     app = FastAPI(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        routes=[
-            Route(path, Endpoint(by_method), methods=[*by_method]) for path, by_method in _table(handlers, openapi)
-        ],
+        routes=[Route(path, endpoint, methods=endpoint.methods) for path, endpoint in endpoints.items()],
         exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
     )
     app.openapi = lambda: openapi  # type: ignore[method-assign]
-    app.add_middleware(Gate, callers=callers, drain_bytes=drain_bytes, failed=failed)
+    fixed = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
+    app.add_middleware(Gate, fixed=fixed, callers=callers, drain_bytes=drain_bytes, failed=failed)
     return app
 
 

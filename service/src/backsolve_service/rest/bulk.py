@@ -14,6 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 EXTENSION = "backsolve.into"
 """Name of the extension in the scope of ASGI: `Into`."""
 
+ARRIVED = "backsolve.arrived"
+"""Name of the extension `Arrived`."""
+
 LEAST_BYTES = 256 << 10
 """A smaller rest of a body comes in one piece or two, for which nothing is exchanged."""
 
@@ -29,26 +32,34 @@ Into = Callable[[memoryview, Progress], Awaitable[int]]
 Returns the number of bytes, fewer if the caller has gone. To be awaited once all that came before has been taken.
 """
 
+Arrived = Callable[[], bool]
+"""Whether the whole body is there, so that one `receive` gives all of it without waiting."""
+
 _SKIPPED = bytes(1 << 20)
 
 
 @final
 class BulkProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which offers `Into` to requests that come without TLS."""
+    """uvicorn's protocol, which tells whether a body has `Arrived`, and offers `Into` to requests without TLS."""
 
     _skipping = False
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        extensions: Any = {ARRIVED: self._arrived}
         if self.scheme == "http":
-            extensions: Any = {EXTENSION: self._into}
-            self.scope["extensions"] = extensions
+            extensions[EXTENSION] = self._into
+        self.scope["extensions"] = extensions
 
     def on_body(self, body: bytes) -> None:
         """Some of a body has been parsed."""
         if not self._skipping:
             super().on_body(body)
+
+    def _arrived(self) -> bool:
+        # Where a later request has been parsed already this speaks of that one, and is wrong only in saying no.
+        return not self.cycle.more_body
 
     async def _into(self, room: memoryview, progress: Progress) -> int:
         receiver = _Receiver(self, room, progress)

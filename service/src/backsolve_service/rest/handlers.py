@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -15,7 +14,7 @@ from backsolve._rest.body import MEDIA_TYPE, aligned, decode
 from backsolve._rest.documents import info_to_json, ref_from_key
 from backsolve._rest.messages import put_base, read_put
 from backsolve._transports.base import PutCall
-from backsolve.errors import DigestMismatchError, DrainingError, MalformedError, QueueFullError
+from backsolve.errors import DigestMismatchError, DrainingError, MalformedError
 from backsolve.fingerprint import Taken
 from backsolve.matrix import Matrix
 from backsolve.types import Holding, MatrixRef
@@ -29,6 +28,7 @@ from .exchange import Exchange, Reply, query_choice
 from .hashing import BodyDigests
 from .media import JSON, reply_type, request_type, timeout_seconds
 from .operations import Job, Request
+from .places import Place, Places
 from .shared import Sharing, sharing_of
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ class Handlers:
     ) -> None:
         self._plane, self._pool, self._metrics_text, self._registry = plane, pool, metrics_text, registry
         self._buffers = Buffers()
-        self._bytes = 0
+        self._places = Places(plane.refuse_when_full, BODIES_IN_MEMORY * plane.limits.max_payload_bytes)
         self._computing = 0
-        self._under_way = 0
         self.draining = False
 
     async def compute(self, job: Job, exchange: Exchange) -> None:
@@ -97,29 +96,29 @@ class Handlers:
         ref = None if named is None else ref_from_key(named)
         brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
         allocate = aligned if brought else self._buffers.take  # brought values stay, and with them their buffer
-        with self._room(size), self._let_in():
+        with self._places.let_in(size) as place:
             if ref is not None and size > ASK_FIRST_BYTES:
                 await self._run(partial(self._plane.require, ref, context, brought=brought))
-            async with self._body(exchange, size, sharing, allocate) as body:
+            body = await self._body(exchange, size, sharing, place, allocate)
 
-                def work() -> Reply:
-                    request = Request(sharing.gather(body, allocate), source, target, strict, context)
-                    reply = sharing.deliver(job(self._plane, request))
-                    return coding.encode(reply) if packed else reply
+            def work() -> Reply:
+                request = Request(sharing.gather(body, allocate), source, target, strict, context)
+                reply = sharing.deliver(job(self._plane, request))
+                return coding.encode(reply) if packed else reply
 
-                reply = None
-                self._computing += 1
-                try:
-                    at_once = not packed and sharing.registry is None and source == MEDIA_TYPE
-                    if at_once and body.size <= AT_ONCE_BYTES:
-                        request = Request(body, source, target, strict, context)
-                        alone = self._computing == 1
-                        reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
-                    if reply is None:
-                        reply = await self._watched(exchange, context, work)
-                finally:
-                    self._computing -= 1
-                await exchange.reply(reply)
+            reply = None
+            self._computing += 1
+            try:
+                at_once = not packed and sharing.registry is None and source == MEDIA_TYPE
+                if at_once and body.size <= AT_ONCE_BYTES:
+                    request = Request(body, source, target, strict, context)
+                    alone = self._computing == 1
+                    reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
+                if reply is None:
+                    reply = await self._watched(exchange, context, work)
+            finally:
+                self._computing -= 1
+            await exchange.reply(reply)
 
     async def upload(self, exchange: Exchange) -> None:
         """POST /v1/matrices."""
@@ -129,9 +128,9 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._room(size), self._let_in():
-            async with self._body(exchange, size, sharing) as body:
-                reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
+        with self._places.let_in(size) as place:
+            body = await self._body(exchange, size, sharing, place)
+            reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
         await exchange.reply(reply)
 
     def _accept(self, source: str, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
@@ -151,14 +150,14 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._room(size), self._let_in():
+        with self._places.let_in(size) as place:
             digests = None
             if size >= LEAST_BYTES and not sharing.nbytes and coding.request_coding(exchange) is None:
                 digests = BodyDigests(self._pool, lambda: self._plane.pattern(ref.pattern, context)[0].layout)
             watch = None if digests is None else digests.came
-            async with self._body(exchange, size, sharing, watch=watch) as body:
-                taken = Taken() if digests is None else await digests.taken()
-                reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, taken, context))
+            body = await self._body(exchange, size, sharing, place, watch=watch)
+            taken = Taken() if digests is None else await digests.taken()
+            reply = await self._watched(exchange, context, partial(self._store, ref, body, sharing, taken, context))
         await exchange.reply(reply)
 
     def _store(
@@ -201,7 +200,7 @@ class Handlers:
         """GET /v1/stats: the data plane's, and `body_bytes`, the memory of bodies that are read or worked on."""
         reply_type(exchange, (JSON,))
         counters = await self._run(self._plane.stats)
-        await exchange.reply(_json({**counters, "body_bytes": float(self._bytes)}))
+        await exchange.reply(_json({**counters, "body_bytes": float(self._places.nbytes)}))
 
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics."""
@@ -229,48 +228,25 @@ class Handlers:
                 "the server is shutting down: ask again, another one or its successor will answer", retry_after=1
             )
 
-    @contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        """Account for a body as long as it is in memory; only the event loop's thread comes here."""
-        most = BODIES_IN_MEMORY * self._plane.limits.max_payload_bytes
-        if self._bytes + size > most:
-            raise QueueFullError("other bodies fill the memory set aside for them: try again", retry_after=1)
-        self._bytes += size
-        try:
-            yield
-        finally:
-            self._bytes -= size
-
-    @contextmanager
-    def _let_in(self) -> Iterator[None]:
-        """Refuse what there is no room to queue for while that is cheap; only the event loop's thread comes here."""
-        self._plane.refuse_when_full(self._under_way)
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-
-    @asynccontextmanager
     async def _body(
         self,
         exchange: Exchange,
         size: int,
         sharing: Sharing,
+        place: Place,
         allocate: Callable[[int], NDArray[np.uint8]] = aligned,
         watch: Callable[[NDArray[np.uint8], int], None] | None = None,
-    ) -> AsyncIterator[NDArray[np.uint8]]:
-        """The body of a message of `size` bytes, decoded; there is room for it as it came already."""
+    ) -> NDArray[np.uint8]:
+        """The body of a message of `size` bytes, decoded; there is room at its place for it as it came already."""
         sent = size - sharing.nbytes
         if coding.request_coding(exchange) is None:
-            yield await exchange.read(sent, allocate, watch)
-            return
+            return await exchange.read(sent, allocate, watch)
         if sharing.nbytes:
             raise MalformedError("the header of tensors in shared memory is sent as it is, without Content-Encoding")
         body = await exchange.read(sent)
         whole = await self._run(coding.decoded_size, body, self._plane.limits.max_payload_bytes)
-        with self._room(whole):
-            yield await self._run(coding.decode, body, whole, allocate)
+        place.take(whole)
+        return await self._run(coding.decode, body, whole, allocate)
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))

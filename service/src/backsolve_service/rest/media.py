@@ -1,10 +1,14 @@
 """Which media types a route reads and writes, and what the caller's headers choose among them."""
 
+from functools import lru_cache
+
 from backsolve.errors import InvalidOptionError, NotAcceptableError, UnsupportedMediaError
 
 from .exchange import Exchange
 
 JSON = "application/json"
+
+_USUAL_CHARACTERS = 200
 
 
 def request_type(exchange: Exchange, readable: tuple[str, ...]) -> str:
@@ -29,16 +33,23 @@ def reply_type(exchange: Exchange, writable: tuple[str, ...]) -> str:
     accept = exchange.headers.get("accept", "").strip()
     if not accept:
         return writable[0]
+    # The same programs send the same header with every request; what is unusually long is none of theirs.
+    best = (_liked_best if len(accept) <= _USUAL_CHARACTERS else _liked_best.__wrapped__)(accept, writable)
+    if best is not None:
+        return best
+    supported = ", ".join(writable)
+    raise NotAcceptableError(f"nothing that Accept names is written here; there are {supported}", supported=supported)
+
+
+@lru_cache(64)
+def _liked_best(accept: str, writable: tuple[str, ...]) -> str | None:
     weights = _parse(accept)
-    best, quality = writable[0], 0.0
+    best, quality = None, 0.0
     for name in writable:
         weight = _weight(name, weights)
         if weight > quality:
             best, quality = name, weight
-    if quality > 0:
-        return best
-    supported = ", ".join(writable)
-    raise NotAcceptableError(f"nothing that Accept names is written here; there are {supported}", supported=supported)
+    return best
 
 
 def timeout_seconds(exchange: Exchange) -> float | None:

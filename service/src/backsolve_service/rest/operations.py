@@ -71,16 +71,15 @@ class Operation(Generic[Call, Answer]):
 
     def __call__(self, plane: "DataPlane", request: Request) -> Reply:
         """Read, run, write."""
-        return self._replied(plane, request, *self._read(request))
+        return self._replied(plane, request, request.context, *self._read(request))
 
     def at_once(self, plane: "DataPlane", request: Request, most_bytes: int) -> Reply | None:
         """The reply, if that takes no longer than reading so many bytes of a factor; None: call it on a thread."""
         call, put = self._read(request)
         if put is not None or not plane.at_hand(call, request.context, most_bytes):
             return None
-        hurried = replace(request, context=replace(request.context, at_once=True))
         try:
-            return self._replied(plane, hurried, call, put)
+            return self._replied(plane, request, request.context.hurried(), call, put)
         except WouldWaitError:
             return None
 
@@ -98,11 +97,13 @@ class Operation(Generic[Call, Answer]):
             call = replace(call, values=own(call.values, request.body))
         return call, None
 
-    def _replied(self, plane: "DataPlane", request: Request, call: Call, put: PutCall | None) -> Reply:
-        answer = self._answer(plane, call, put, request.context)
+    def _replied(
+        self, plane: "DataPlane", request: Request, context: CallContext, call: Call, put: PutCall | None
+    ) -> Reply:
+        answer = self._answer(plane, call, put, context)
         status = answer.certificate.status
         if request.strict and status is not Status.OK:
-            return _refusal(status, answer, request.context.request_id)
+            return _refusal(status, answer, context.request_id)
         if request.target == JSON:
             return Reply(200, JSON, (self.write_json(answer, call.ref),))
         return Reply(200, MEDIA_TYPE, self.write_bulk(answer).parts)

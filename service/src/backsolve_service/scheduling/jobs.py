@@ -194,7 +194,9 @@ class Solve(Job):
     def _solve(self, jobs: "list[Solve]") -> bool:
         """Solve a block in this job's terms; False: it failed, and has several callers."""
         begun = perf_counter()
-        controls = replace(self._controls, cancelled=lambda: all(job.over for job in jobs))
+        controls = self._controls
+        if not (self._ref.direct and self._ref.worker.shares_memory):  # a direct solve on a thread never asks
+            controls = replace(controls, cancelled=lambda: all(job.over for job in jobs))
         try:
             columns = [job._columns() for job in jobs]
             whole = self._ref.worker.answer(self._ref, columns, self._trans, controls, instead=self._instead)

@@ -1,0 +1,61 @@
+"""Measure what one server can do at its limits, and say of each figure whether it keeps its target.
+
+Without arguments a short form of every part; `--long` is what the targets are about. The exit status is 1 if an
+answer was wrong or something is not as it must be; a target that is missed is printed as MISSED.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from loadtests.micro.__main__ import environment
+
+from . import rate
+from .part import Asked, Found
+
+PARTS: Mapping[str, tuple[str, Callable[[Asked], Found]]] = {
+    "rate": ("requests a second of a cached solve, one core for the server", rate.measure),
+}
+
+
+def main() -> int:
+    """Command line; writes `limits.json`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.limits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--ways", nargs="+", choices=("http", "grpc"), default=["http", "grpc"])
+    parser.add_argument("--long", action="store_true", help="as the targets have it; up to half an hour for all parts")
+    parser.add_argument("--seconds", type=float, help="of each run, in place of what either form has")
+    parser.add_argument("--profile", action="store_true", help="list the server's functions by their time as well")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="say what the parts are, and end")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(f"{name:<12}{about}" for name, (about, _) in PARTS.items()))
+        return 0
+    asked = Asked(options.long, options.profile, tuple(options.ways), options.seconds)
+    found = {}
+    for name in options.only:
+        found[name] = PARTS[name][1](asked)
+        print(f"\n{name}: {PARTS[name][0]}", *found[name].targets, *found[name].notes, sep="\n", flush=True)
+        print(*(f"FAULT: {fault}" for fault in found[name].faults), sep="\n", end="", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = {
+        name: {
+            "targets": [{**asdict(target), "met": target.met} for target in each.targets],
+            "faults": each.faults,
+            **each.data,
+        }
+        for name, each in found.items()
+    }
+    document = {"environment": environment(), "long": asked.long, "parts": parts}
+    (options.out / "limits.json").write_text(json.dumps(document, indent=1))
+    return 1 if any(each.faults for each in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
