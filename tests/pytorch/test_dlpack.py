@@ -216,8 +216,8 @@ def test_writing_to_a_matrix_reaches_nothing_that_is_cached(embedded: Client, li
     """The engine's own copy stays what its digest says; the new numbers are another matrix."""
     tensor, again = A.clone(), A.clone()
     a = {"torch": tensor, "DLPack alone": Foreign(tensor), "NumPy": tensor.numpy()}[library]
+    embedded.solve(a, B)  # before the handle is made, which has a copy of its own
     held = embedded.factorized(a)
-    embedded.solve(a, B)
     tensor.mul_(2.0)
     doubled = embedded.solve(a, B)
     np.testing.assert_allclose(doubled.x, X / 2, rtol=1e-10)
@@ -227,6 +227,19 @@ def test_writing_to_a_matrix_reaches_nothing_that_is_cached(embedded: Client, li
     assert first.stats.factor_hit
     assert first.stats.relative_residual < 1e-12
     np.testing.assert_allclose(held.solve(B.numpy()), X, rtol=1e-10)
+
+
+def test_one_buffer_for_the_matrices_of_many_steps(embedded: Client) -> None:
+    """Values that go with the call are kept as they were then, each under its own digest."""
+    buffer = torch.empty_like(A)
+    for step in range(1, 9):
+        buffer.copy_(A * step)
+        np.testing.assert_allclose(embedded.solve(buffer, B).x, X / step, rtol=1e-10)
+    for step in range(1, 9):
+        again = embedded.solve(A * step, B)
+        np.testing.assert_allclose(again.x, X / step, rtol=1e-10)
+        assert again.stats.factor_hit
+        assert again.stats.relative_residual < 1e-12
 
 
 @pytest.mark.parametrize(
