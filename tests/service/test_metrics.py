@@ -12,6 +12,7 @@ import backsolve_service
 from backsolve_service.logs import AccessLog
 from backsolve_service.metrics import Metrics
 from backsolve_service.observer import GAUGE_LABELS, Observer, Silent
+from backsolve_service.series import Spread
 
 NAMES = {
     "requests": ("counter", {"op", "transport", "code"}),
@@ -188,3 +189,18 @@ def test_metrics_do_not_import_torch():
     modules = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
     modules |= {a.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for a in node.names}
     assert not any((name or "").startswith("torch") for name in modules)
+
+
+def test_buckets_hold_all_that_is_at_most_their_bound():
+    spread = Spread("x", "Something.", (1.0, 2.5), ("op",))
+    for value in (0.5, 1.0, 2.0, 2.5, 7.0):
+        spread.observe(value, ("solve",))
+    (family,) = spread.collect()
+    found = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
+    assert found == {
+        ("x_bucket", "1.0"): 2,
+        ("x_bucket", "2.5"): 4,
+        ("x_bucket", "+Inf"): 5,
+        ("x_count", None): 5,
+        ("x_sum", None): 13,
+    }
