@@ -11,6 +11,7 @@ from scipy.sparse.linalg import MatrixRankWarning
 
 from backsolve import scipy_linalg
 from backsolve.errors import (
+    IllConditionedWarning,
     InvalidDtypeError,
     InvalidOptionError,
     InvalidShapeError,
@@ -166,6 +167,20 @@ def test_a_singular_matrix_with_sparse_columns_is_an_error_as_in_scipy(spla):
         scipy.sparse.linalg.spsolve(a, b)
     with pytest.raises(RuntimeError, match="exactly singular"):
         spla.spsolve(a, b)
+
+
+def test_a_matrix_that_is_singular_but_for_rounding_warns(spla):
+    a = sparse.csr_array(np.array([[1.0, 1.0], [1.0, 1.0 + 4e-16]]))
+    for solve in (lambda b: spla.spsolve(a, b), lambda b: spla.splu(a).solve(b)):
+        with pytest.warns(IllConditionedWarning):
+            assert solve(np.ones(2)).shape == (2,)
+
+
+def test_nothing_to_solve(local):
+    nothing = sparse.csr_array((0, 0))
+    assert local.spsolve(nothing, np.zeros(0)).shape == (0,)
+    assert local.splu(nothing).solve(np.zeros((0, 3))).shape == (0, 3)
+    assert local.spsolve(sparse.csr_array(np.eye(2)), np.zeros((2, 0))).shape == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,27 @@ def test_tolerances_are_kept(local):
     assert seen == sorted(set(seen))
 
 
+def test_istop_follows_scipys_rule_at_every_limit(local):
+    """Where x is large, a residual counts as small beside ||A|| ||x|| before it does beside ||b||."""
+    a, b = np.diag(np.logspace(0, -3, 20)), np.ones(20)
+    size, seen = np.linalg.norm(b), set()
+    for limit in range(1, 150):
+        _, istop, itn, normr, normar, norma, _, normx = local.lsmr(a, b, atol=1e-5, btol=1e-6, maxiter=limit)
+        solves, minimises = normr <= 1e-5 * norma * normx + 1e-6 * size, normar <= 1e-5 * norma * normr
+        assert istop == (1 if solves else 2 if minimises else 7)
+        assert itn == limit or istop == 1
+        seen.add((istop, bool(normr <= 1e-5 * size)))
+    assert seen >= {(7, False), (1, False), (1, True)}
+
+
+def test_tolerances_are_relative_to_the_matrix_and_not_to_the_damping(local):
+    a, b = rectangular(60, 30)
+    for atol in np.logspace(-2, -9, 30):
+        _, istop, _, normr, normar, norma, *_ = local.lsmr(a, b, 30 * np.linalg.norm(a), atol, 0.0, maxiter=50)
+        assert istop == 2
+        assert normar <= atol * norma * normr
+
+
 def test_btol_alone_is_enough_for_a_system_that_has_a_solution(local):
     a, _ = rectangular(40, 40)
     b = a @ np.ones(40)

@@ -49,7 +49,8 @@ def spsolve(A: Any, b: Any, permc_spec: Any = None, use_umfpack: Any = True) -> 
     Returns:
         As SciPy does: `[n]` for a vector or a single column, a dense `[n, k]` for a dense b, and for a sparse b of more
         columns a sparse matrix of A's own class (csc_array where A is neither CSR nor CSC). If A is exactly singular,
-        NaN with a `MatrixRankWarning`.
+        NaN with a `MatrixRankWarning`; if it is singular but for rounding, x with an `IllConditionedWarning`, where
+        SciPy says nothing.
 
     Raises:
         SingularFactorError: A is exactly singular and b sparse with several columns (a RuntimeError).

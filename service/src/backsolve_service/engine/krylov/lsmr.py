@@ -158,7 +158,7 @@ class _Bidiagonal:
         if self.steps > 1:
             self._largest, self._least = np.maximum(self._largest, rhobarold), np.minimum(self._least, rhobarold)
         span = _over(np.maximum(self._largest, rhotemp), np.minimum(self._least, rhotemp), 1.0)
-        self._condition = np.where(running, np.maximum(self._condition, span), self._condition)
+        self._condition = np.where(running, span, self._condition)
         zeta, self._zetabar = self._cbar * self._zetabar, -self._sbar * self._zetabar
         self._rho, self._rhobar, self._zeta = rho, rhobar, zeta
         singular = (rho * rhobar == 0) | ~np.isfinite(rho * rhobar)
