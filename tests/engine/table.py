@@ -132,6 +132,8 @@ EVERY = (
         Row("mumps", None, "csr", kind)
         for kind in ("general", "definite", "indefinite", "symmetric", "saddle", "triangular", "zero_diagonal")
     ),
+    Row("cholmod", None, "csr", "definite"),
+    Row("cholmod", None, "csr", "definite_band"),
     *(Row("rslab_ldl", None, "csr", kind) for kind in ("symmetric", "real_saddle")),
 )
 

@@ -174,6 +174,16 @@ ROWS: Mapping[str, Row] = {
         requires="libmumps-seq-5.5",
         probe="direct.mumps.library:installed",
     ),
+    "cholmod": Row(
+        "direct.cholmod.solver:Cholmod",
+        _CSR,
+        "definite",
+        _DIRECT | _SINGULAR | {"ordering"},
+        wide=True,
+        home="process",
+        requires="libcholmod3",
+        probe="direct.cholmod.library:installed",
+    ),
     "cg": Row(
         "krylov.cg:ConjugateGradients",
         _BOTH,

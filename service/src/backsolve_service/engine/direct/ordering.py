@@ -53,6 +53,15 @@ class Fill:
         return _NS_PER_ENTRY * self.entries + _NS_PER_OPERATION * self.operations
 
 
+def dissection_nanoseconds(entries: int) -> float:
+    """About what finding a nested dissection takes, the process that it is found in included.
+
+    Args:
+        entries: of the graph.
+    """
+    return _PROCESS_NS + _DISSECTION_NS_PER_ENTRY * entries
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Ordering(Symbolic):
@@ -181,7 +190,7 @@ def _ordered(pattern: Pattern, facts: PatternFacts, wanted: str) -> tuple[str, I
     if wanted == "nd":
         return _measured("nd", graph)
     found = _measured("mmd", graph)
-    if wanted == "auto" and found[2].nanoseconds > _PROCESS_NS + _DISSECTION_NS_PER_ENTRY * graph.indices.size:
+    if wanted == "auto" and found[2].nanoseconds > dissection_nanoseconds(graph.indices.size):
         with suppress(NotSupportedError):  # no process can be started here: what was found serves as well
             return min(found, _measured("nd", graph), key=lambda candidate: candidate[2].nanoseconds)
     return found

@@ -1,0 +1,1 @@
+"""Sparse Cholesky by CHOLMOD as the system packages it, bound by ctypes."""
