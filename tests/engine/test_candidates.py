@@ -16,7 +16,7 @@ from backsolve_service.engine import select
 from backsolve_service.engine.candidates import candidates, spreading
 from backsolve_service.engine.direct.cudss import library
 from backsolve_service.engine.operand import Operand
-from backsolve_service.engine.registry import ROWS
+from backsolve_service.engine.registry import ROWS, methods
 from backsolve_service.engine.select import choose, choose_iterative
 from backsolve_service.engine.structure import inspect, inspect_pattern
 from engine.table import absent, array, matrix, poisson
@@ -223,8 +223,10 @@ def test_a_singular_network_is_called_singular_and_not_given_to_another_lu():
     assert plane.close()
 
 
-@pytest.mark.parametrize("layout", ["dense", "csr"])
-@pytest.mark.parametrize("method", [name for name, row in ROWS.items() if row.definite])
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [(name, layout) for name in methods() if ROWS[name].definite for layout in sorted(ROWS[name].layouts)],
+)
 @pytest.mark.parametrize("entry", [-1.0, -1e-9])
 def test_a_definite_method_that_is_named_tells_which_diagonal_entry_is_not_positive(embedded, method, layout, entry):
     a = array("definite", "float64")
