@@ -1,0 +1,14 @@
+"""Differentiable linear solves on JAX arrays.
+
+    from backsolve.jax import solve
+    x = solve(A, b)                              # dense, BCOO or BCSR; real or complex; batched
+    jax.grad(lambda b: loss(solve(A, b)))(b)     # one adjoint solve with the factor of the forward
+
+Works under `jit`, `vmap`, `grad`, `jvp` and whatever is made of them, to every order. Outside of `jit`
+failures are exceptions of `backsolve.errors`; inside they are NaN and a status (`return_stats=True`).
+"""
+
+from .functional import solve, spsolve
+from .statistics import Stats
+
+__all__ = ["Stats", "solve", "spsolve"]

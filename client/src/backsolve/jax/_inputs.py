@@ -1,0 +1,100 @@
+"""Checks of what callers pass, and batches brought to one leading dimension."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
+
+_TYPES: Final = tuple(np.dtype(name) for name in ("float32", "float64", "complex64", "complex128"))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Operands with at most one leading batch dimension, and the shapes to give back."""
+
+    values: Array
+    rhs: Array
+    x0: Array | None
+    lead: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def array(value: object, name: str) -> Array:
+    """A JAX array that can be solved with. One of NumPy's becomes one, as in JAX's own functions.
+
+    Raises:
+        InvalidDtypeError: no array, or of another element type.
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise InvalidDtypeError(
+            f"{name} must be an array of JAX or NumPy, e.g. jnp.asarray({name}); tensors of PyTorch go to "
+            "backsolve.torch.solve"
+        )
+    found = jnp.asarray(value)
+    if found.dtype not in _TYPES:
+        raise InvalidDtypeError(
+            f"{name} is {found.dtype}; solves run in float32, float64, complex64 and complex128: convert it first, "
+            f"e.g. {name}.astype(jnp.float32)"
+        )
+    return found
+
+
+def pair(values: Array, b: Array, name: str) -> None:
+    """Refuse operands that differ in element type, or that were put on different devices.
+
+    Raises:
+        InvalidDtypeError: the element types differ.
+        InvalidOptionError: the devices differ.
+    """
+    if values.dtype != b.dtype:
+        raise InvalidDtypeError(f"{name} is {values.dtype}, b is {b.dtype}: convert one, e.g. b.astype({name}.dtype)")
+    if any(isinstance(each, jax.core.Tracer) or not each.committed for each in (values, b)):
+        return
+    if values.devices() != b.devices():
+        raise InvalidOptionError(f"{name} is on {_names(values)}, b on {_names(b)}: move one of them")
+
+
+def _names(array: Array) -> str:
+    return ", ".join(sorted(map(str, array.devices())))
+
+
+def batch(values: Array, b: Array, x0: Array | None, entries: tuple[int, ...], n: int, name: str) -> Batch:
+    """Fold any number of leading batch dimensions into one.
+
+    Args:
+        values: `[*batch, *entries]`.
+        b: `[*batch, n]` or `[*batch, n, k]`.
+        x0: shaped like b.
+        entries: shape of one matrix's values.
+        n: rows of one matrix.
+        name: how the caller knows `values`.
+
+    Raises:
+        InvalidShapeError: shapes do not fit each other.
+    """
+    lead = tuple(values.shape[: values.ndim - len(entries)])
+    if values.ndim < len(entries) or tuple(values.shape[len(lead) :]) != entries:
+        raise InvalidShapeError(
+            f"{name} has shape {tuple(values.shape)}, the pattern needs {entries} or (batch, *{entries})"
+        )
+    known = (*lead, n)
+    if tuple(b.shape[: len(known)]) != known or b.ndim not in (len(known), len(known) + 1):
+        raise InvalidShapeError(
+            f"b has shape {tuple(b.shape)}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
+        )
+    if x0 is not None and x0.shape != b.shape:
+        raise InvalidShapeError(f"x0 has shape {tuple(x0.shape)}, it must be shaped like b, {tuple(b.shape)}")
+    shape = tuple(b.shape)
+    if len(lead) > 1:
+        size = math.prod(lead)
+        values = values.reshape((size, *entries))
+        b = b.reshape((size, *shape[len(lead) :]))
+        x0 = None if x0 is None else x0.reshape(b.shape)
+    return Batch(values, b, x0, lead, shape)

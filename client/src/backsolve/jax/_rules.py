@@ -1,0 +1,94 @@
+"""The formulas of `backsolve._adapter.rules` in JAX's own operations.
+
+Tangents alone: JAX transposes them, and so has each gradient in its own convention.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .._adapter.rules import Algebra
+from ..kinds.base import Ops
+from ..pattern import AnyPattern, Pattern
+
+_MOST: Final = 1 << 20
+"""Products formed at a time: bounds the scratch memory of a wide block of right-hand sides."""
+
+
+def _concatenate(arrays: Sequence[Array], axis: int) -> Array:
+    return jnp.concatenate(list(arrays), axis)
+
+
+def _conj(a: Array) -> Array:
+    return a.conj() if jnp.iscomplexobj(a) else a
+
+
+OPS: Final = Ops(jnp.fft, _concatenate, jnp.iscomplexobj)
+
+
+def outer(pattern: AnyPattern, left: Array, right: Array) -> Array:
+    """`sum_k left[r, k] conj(right[c, k])` on the stored entries."""
+    if not isinstance(pattern, Pattern):
+        return jnp.matmul(left, _conj(right).swapaxes(-1, -2), precision=lax.Precision.HIGHEST)
+    rows, columns = pattern.rows, pattern.indices
+
+    def products(some: Array, other: Array) -> Array:
+        return some[..., rows] * _conj(other[..., columns])
+
+    if pattern.nnz * _systems(left) * left.shape[-1] <= _MOST:
+        return products(left.swapaxes(-1, -2), right.swapaxes(-1, -2)).sum(-2)
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + products(*pair), None
+
+    nothing = products(left[..., 0], right[..., 0]) * 0
+    total, _ = lax.scan(add, nothing, (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -1, 0)))
+    return total
+
+
+def product(pattern: AnyPattern, values: Array, x: Array, *, transposed: bool) -> Array:
+    """`A x`, or `Aᵀ x`, for the matrix with these values, `[m, n]`."""
+    if not isinstance(pattern, Pattern):
+        return jnp.matmul(values.swapaxes(-1, -2) if transposed else values, x, precision=lax.Precision.HIGHEST)
+    into, out_of = (pattern.indices, pattern.rows) if transposed else (pattern.rows, pattern.indices)
+    size = pattern.n if transposed else pattern.m
+
+    def column(given: Array) -> Array:
+        terms = values * given[..., out_of]
+        return jnp.zeros((*terms.shape[:-1], size), terms.dtype).at[..., into].add(terms)
+
+    if pattern.nnz * _systems(x) * x.shape[-1] > _MOST:
+        return jnp.moveaxis(lax.map(column, jnp.moveaxis(x, -1, 0)), 0, -1)
+    terms = values[..., None] * x[..., out_of, :]
+    return jnp.zeros((*terms.shape[:-2], size, terms.shape[-1]), terms.dtype).at[..., into, :].add(terms)
+
+
+def _systems(x: Array) -> int:
+    return max(1, x.size // max(1, x.shape[-1] * x.shape[-2]))
+
+
+ALGEBRA: Final[Algebra] = Algebra(OPS, outer, product, _conj, jnp.zeros_like)
+
+
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Inside `shard_map` JAX tracks over which axes each array varies; an operation wants them all alike."""
+    axes = [_varying(a) for a in arrays]
+    together = frozenset[Any]().union(*axes)
+    return tuple(_vary(a, tuple(together - own)) for a, own in zip(arrays, axes, strict=True))
+
+
+def _varying(a: Array) -> frozenset[Any]:
+    kind: Any = jax.typeof(a)
+    found: frozenset[Any] = kind.vma if hasattr(kind, "vma") else kind.mat.varying
+    return found
+
+
+def _vary(a: Array, axes: tuple[Any, ...]) -> Array:
+    if not axes:
+        return a
+    of_jax: Any = lax
+    varying: Array = of_jax.pcast(a, axes, to="varying") if hasattr(lax, "pcast") else of_jax.pvary(a, axes)
+    return varying
