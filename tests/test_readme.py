@@ -74,7 +74,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 7
+    assert len(PYTHON) == 8
     assert len(OTHER) == 5
 
 

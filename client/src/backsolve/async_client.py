@@ -18,7 +18,7 @@ from .client import Client
 from .factorized import Factorized
 from .options import SolveOptions
 from .retry import UNSET, Timeout
-from .types import Array, Certificate, OnFailure
+from .types import Array, Certificate, OnFailure, Storage
 
 
 @final
@@ -107,12 +107,13 @@ class AsyncClient:
         self,
         A: Any,
         *,
+        storage: Storage = "general",
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
         **options: Unpack[SolveOptions],
     ) -> AsyncFactorized:
         # The steps are those of `Client.factorized`; only the handle is another.
-        steps = solves.hold(self._exchange, A, Terms(on_failure, timeout), options)
+        steps = solves.hold(self._exchange, A, Terms(on_failure, timeout, storage), options)
         return AsyncFactorized(self._driver, await self._driver.run(steps, heavy=True))
 
     factorized.__doc__ = Client.factorized.__doc__

@@ -14,10 +14,18 @@ from typing import Any, final
 import numpy as np
 
 from ._dlpack import read
-from .errors import InvalidDtypeError, InvalidInputError, InvalidPatternError, InvalidShapeError, PayloadTooLargeError
+from .errors import (
+    InvalidDtypeError,
+    InvalidInputError,
+    InvalidOptionError,
+    InvalidPatternError,
+    InvalidShapeError,
+    PayloadTooLargeError,
+)
 from .matrix import Matrix, check_dtype
 from .pattern import DensePattern, IndexArray, Pattern, checked_shape
-from .types import Array
+from .storage import packed, unpacked
+from .types import Array, Storage
 
 _MOST_ROWS = 2**31 - 1
 """Row and column of an entry are sorted as one 64-bit number, and no direct method goes further."""
@@ -154,7 +162,8 @@ class Canonical:
         if isinstance(self.template, Parametrised):
             return self.template.like(gradient)
         if self.entries is None:
-            return gradient
+            packs = self.matrix.pattern.storage == "lower"
+            return unpacked(gradient, self.matrix.n) if packs else gradient
         a = self.template
         if a.format == "coo":
             return type(a)((self.entries.scatter(gradient), (a.row, a.col)), shape=a.shape)
@@ -258,20 +267,32 @@ def native(array: Array, what: str) -> Array:
     return array
 
 
-def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo | None = None) -> Canonical:
+def canonicalise(
+    A: Any,
+    dtype: "np.dtype[Any] | None" = None,
+    memo: PatternMemo | None = None,
+    storage: Storage = "general",
+) -> Canonical:
     """Bring a NumPy array, a SciPy sparse matrix or a structured one into canonical form.
 
     Args:
         A: `[m, n]` or `[batch, m, n]` dense, any SciPy sparse format, or a `Parametrised` matrix.
         dtype: convert the values to this type (the common one of A and b).
         memo: where to look for a pattern met before.
+        storage: what the entries say; of a dense array the part above the diagonal is not read with "lower".
 
     Raises:
-        InvalidShapeError: no matrix.
+        InvalidShapeError: no matrix, or one that cannot have this storage.
         InvalidDtypeError: an element type that cannot be solved in.
-        InvalidPatternError: broken index arrays.
+        InvalidPatternError: broken index arrays, or entries above the diagonal with "lower".
+        InvalidOptionError: no such storage, or one where A is given by parameters.
     """
     if isinstance(A, Parametrised):
+        if storage != "general":
+            raise InvalidOptionError(
+                "storage is of dense and sparse matrices; this one is given by parameters: leave it out",
+                option="storage",
+            )
         return Canonical(A.matrix(dtype, memo), None, A)
     if not is_sparse(A):
         values = as_array(A, "A")
@@ -279,12 +300,13 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
             raise InvalidShapeError(
                 f"A must be [n, n] or [batch, n, n] ([m, n] for least squares); it has {values.ndim} dimensions"
             )
-        pattern = DensePattern((values.shape[-2], values.shape[-1]))
-        return Canonical(Matrix(pattern, _cast(values, dtype)), None, A)
+        pattern = DensePattern((values.shape[-2], values.shape[-1]), storage)
+        stored = packed(values) if storage == "lower" else values
+        return Canonical(Matrix(pattern, _cast(stored, dtype)), None, A)
     shape = checked_shape(tuple(A.shape))
     memo = memo or PatternMemo(1)
     if A.format == "dia":
-        return _diagonals(A, shape, dtype)
+        return _diagonals(A, shape, dtype, storage)
     source = A if A.format in ("csr", "csc", "coo") else A.tocsr()
     values = _cast(native(read(source.data, "A"), "A"), dtype)
     if source.format == "coo":
@@ -293,7 +315,7 @@ def canonicalise(A: Any, dtype: "np.dtype[Any] | None" = None, memo: PatternMemo
         entries = memo.compressed(source.indptr, source.indices, shape, by_column=source.format == "csc")
     if values.shape != (source.indices.size if source.format != "coo" else source.row.size,):
         raise InvalidPatternError("A has another number of values than of indices")
-    return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
+    return Canonical(Matrix(entries.pattern.stored(storage), entries.gather(values)), entries, A)
 
 
 def _diagonal_places(A: Any) -> tuple[IndexArray, IndexArray, Array]:
@@ -303,12 +325,12 @@ def _diagonal_places(A: Any) -> tuple[IndexArray, IndexArray, Array]:
     return rows, columns, (rows >= 0) & (rows < A.shape[0]) & (columns < A.shape[1])
 
 
-def _diagonals(A: Any, shape: tuple[int, int], dtype: "np.dtype[Any] | None") -> Canonical:
+def _diagonals(A: Any, shape: tuple[int, int], dtype: "np.dtype[Any] | None", storage: Storage) -> Canonical:
     """A matrix of stored diagonals; its stored zeros count, which SciPy's own conversion drops."""
     rows, columns, inside = _diagonal_places(A)
     entries = from_coordinates(rows[inside], columns[inside], shape)
     values = _cast(native(read(A.data, "A"), "A"), dtype)[inside]
-    return Canonical(Matrix(entries.pattern, entries.gather(values)), entries, A)
+    return Canonical(Matrix(entries.pattern.stored(storage), entries.gather(values)), entries, A)
 
 
 def _cast(values: Array, dtype: "np.dtype[Any] | None") -> Array:

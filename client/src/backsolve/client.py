@@ -18,7 +18,7 @@ from .factorized import Factorized
 from .matrix import Matrix
 from .options import SolveOptions
 from .retry import UNSET, Timeout
-from .types import Array, Gradients, OnFailure, Options, ReplicaState, ServerInfo, Solution, Want
+from .types import Array, Gradients, OnFailure, Options, ReplicaState, ServerInfo, Solution, Storage, Want
 
 
 @final
@@ -76,6 +76,7 @@ class Client:
         b: Any,
         *,
         x0: Any = None,
+        storage: Storage = "general",
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
         **options: Unpack[SolveOptions],
@@ -88,6 +89,11 @@ class Client:
                 common type.
             b: vectors if `b.ndim == A.ndim - 1`, columns `[..., n, k]` if one more.
             x0: first iterate of an iterative method, shaped like b.
+            storage: "general"; or of an A that equals its conjugate transpose "hermitian" (all of it is there;
+                checked by the server), or "lower" (its lower triangle alone is sent: about half the bytes).
+                Of a dense array the part above the diagonal is then not read, as in
+                `numpy.linalg.cholesky`; a sparse A must have no entries there. The storage also says what
+                gradients are with respect to (`backsolve.storage`).
             on_failure: for an answer that misses its tolerance, or has none: "raise", "warn"
                 (NotConvergedWarning), or "nan".
             timeout: seconds; by default the client's.
@@ -99,7 +105,7 @@ class Client:
         Raises:
             BacksolveError: the subclass tells why (see `backsolve.errors`).
         """
-        return self._session.run(solve.solve(self._exchange, A, b, x0, Terms(on_failure, timeout), options))
+        return self._session.run(solve.solve(self._exchange, A, b, x0, Terms(on_failure, timeout, storage), options))
 
     def solve_matrix(
         self,
@@ -123,6 +129,7 @@ class Client:
         self,
         A: Any,
         *,
+        storage: Storage = "general",
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
         **options: Unpack[SolveOptions],
@@ -133,7 +140,7 @@ class Client:
         stays valid whatever the server forgets. Arguments and errors are those of `solve`, but for
         `trans`, which each solve of the handle says for itself.
         """
-        steps = solve.hold(self._exchange, A, Terms(on_failure, timeout), options)
+        steps = solve.hold(self._exchange, A, Terms(on_failure, timeout, storage), options)
         return Factorized(self._session, self._session.run(steps))
 
     # -- derivatives -----------------------------------------------------------------------
@@ -147,6 +154,7 @@ class Client:
         b: Any = None,
         want: tuple[Want, ...] = ("b", "values"),
         values_on: str = "client",
+        storage: Storage = "general",
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
         **options: Unpack[SolveOptions],
@@ -165,6 +173,8 @@ class Client:
                 with `condition=True` also `error_bound`.
             want: which gradients; the other is None.
             values_on: "client" (λ alone travels) or "server" (`∂A` is formed there).
+            storage: as for `solve`; `values` is then the gradient of what is stored: with "hermitian"
+                `(∂A + ∂Aᴴ) / 2`, with "lower" what both places of an entry receive, zero above a dense diagonal.
             on_failure, timeout: as for `solve`.
             options: those of the forward solve; `trans` names the forward's operator.
 
@@ -174,7 +184,7 @@ class Client:
 
         Source: Giles, "An extended collection of matrix derivative results", 2008, sec. 2.3.1.
         """
-        terms = Terms(on_failure, timeout)
+        terms = Terms(on_failure, timeout, storage)
         return self._session.run(gradient.vjp(self._exchange, A, x, cotangent, b, want, values_on, terms, options))
 
     def vjp_matrix(
@@ -200,6 +210,7 @@ class Client:
         *,
         A_tangent: Any = None,
         b_tangent: Any = None,
+        storage: Storage = "general",
         on_failure: OnFailure = "raise",
         timeout: Timeout = UNSET,
         **options: Unpack[SolveOptions],
@@ -211,6 +222,7 @@ class Client:
             x: the forward answer; may be None when only b moves.
             A_tangent: like A, on the same stored entries; None: A does not move.
             b_tangent: shaped like x; None: b does not move.
+            storage: as for `solve`, of A and of its tangent; of the latter the Hermitian part counts.
             on_failure, timeout: as for `solve`.
             options: those of the forward solve.
 
@@ -220,7 +232,7 @@ class Client:
         Raises:
             InvalidPatternError: `A_tangent` has other stored entries than A.
         """
-        terms = Terms(on_failure, timeout)
+        terms = Terms(on_failure, timeout, storage)
         return self._session.run(gradient.jvp(self._exchange, A, x, A_tangent, b_tangent, terms, options))
 
     def jvp_matrix(

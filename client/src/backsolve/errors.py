@@ -3,7 +3,7 @@
     BacksolveError
     ├── InvalidInputError (ValueError)
     │   ├── MalformedError, InvalidShapeError, InvalidDtypeError (TypeError), InvalidPatternError,
-    │   └── InvalidOptionError, NonfiniteInputError
+    │   └── InvalidOptionError, NonfiniteInputError, NotHermitianError
     ├── SolveError (numpy.linalg.LinAlgError)
     │   ├── SingularMatrixError, NotPositiveDefiniteError
     │   └── NotConvergedError ── InconsistentError        raised by the client, with `.solution`
@@ -57,6 +57,7 @@ WIRE: Mapping[ErrorCode, WireForm] = {
     ErrorCode.INVALID_PATTERN: WireForm("INVALID_ARGUMENT", 422, "no"),
     ErrorCode.INVALID_OPTION: WireForm("INVALID_ARGUMENT", 422, "no"),
     ErrorCode.NONFINITE_INPUT: WireForm("INVALID_ARGUMENT", 422, "no"),
+    ErrorCode.NOT_HERMITIAN: WireForm("INVALID_ARGUMENT", 422, "no"),
     ErrorCode.SINGULAR_MATRIX: WireForm("FAILED_PRECONDITION", 422, "no"),
     ErrorCode.NOT_POSITIVE_DEFINITE: WireForm("FAILED_PRECONDITION", 422, "no"),
     ErrorCode.NOT_SUPPORTED: WireForm("UNIMPLEMENTED", 501, "no"),
@@ -144,6 +145,12 @@ class NonfiniteInputError(InvalidInputError):
     """The matrix or the right-hand side holds NaN or infinity."""
 
     code = ErrorCode.NONFINITE_INPUT
+
+
+class NotHermitianError(InvalidInputError):
+    """Storage "hermitian" or "lower" was promised for a matrix that is not Hermitian."""
+
+    code = ErrorCode.NOT_HERMITIAN
 
 
 class SolveError(BacksolveError, np.linalg.LinAlgError):
@@ -314,6 +321,7 @@ BY_CODE: Mapping[ErrorCode, type[BacksolveError]] = {
         InvalidPatternError,
         InvalidOptionError,
         NonfiniteInputError,
+        NotHermitianError,
         SingularMatrixError,
         NotPositiveDefiniteError,
         NotSupportedError,

@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from .errors import InvalidPatternError
 from .matrix import Matrix
 from .pattern import AnyPattern, Pattern, StructuredPattern
-from .types import DIGEST_VERSION, Array, MatrixRef
+from .types import DIGEST_VERSION, Array, MatrixRef, Storage
 
 _THREADED_BYTES = 8 << 20
 """From here on BLAKE3's own threads pay (they cost about 80 us to wake)."""
+
+_CSR: dict[Storage, bytes] = {"general": b"csr", "hermitian": b"csr-h", "lower": b"csr-l"}
+_DENSE: dict[Storage, bytes] = {"general": b"dense", "hermitian": b"dense-h", "lower": b"dense-l"}
+"""A pattern's layout and storage in its header. Another server's reading of the same arrays has another digest."""
 
 
 @final
@@ -49,9 +53,11 @@ class RunningDigest:
         return cls(_header(b"values", layout.encode(), dtype.str, shape, prod(shape)))
 
     @classmethod
-    def of_csr(cls, dtype: "np.dtype[Any]", shape: tuple[int, ...], nnz: int) -> "RunningDigest":
+    def of_csr(
+        cls, dtype: "np.dtype[Any]", shape: tuple[int, ...], nnz: int, storage: Storage = "general"
+    ) -> "RunningDigest":
         """Of a sparse pattern: all of `indptr`, then `indices`, both of this type."""
-        return cls(_header(b"pattern", b"csr", dtype.str, shape, nnz))
+        return cls(_header(b"pattern", _CSR[storage], dtype.str, shape, nnz))
 
     def add(self, data: NDArray[np.uint8]) -> None:
         """Take the next bytes."""
@@ -78,7 +84,7 @@ _NOTHING = Taken()
 
 
 def pattern_digest(pattern: AnyPattern, taken: RunningDigest | None = None) -> bytes:
-    """Digest of shape, `indptr` and `indices`, or of kind and dims; kept on the pattern, which never changes.
+    """Digest of storage, shape, `indptr` and `indices`, or of kind and dims; kept on the pattern, which never changes.
 
     Args:
         pattern: what is named.
@@ -91,13 +97,13 @@ def pattern_digest(pattern: AnyPattern, taken: RunningDigest | None = None) -> b
         raise InvalidPatternError("the pattern of an update is named with the matrix that it stands on")
     if pattern._digest is None:
         if isinstance(pattern, Pattern):
-            header = _header(b"pattern", b"csr", pattern.indices.dtype.str, pattern.shape, pattern.nnz)
+            header = _header(b"pattern", _CSR[pattern.storage], pattern.indices.dtype.str, pattern.shape, pattern.nnz)
             pattern._digest = _taken(taken, header, pattern.nbytes) or _digest(header, pattern.indptr, pattern.indices)
         elif isinstance(pattern, StructuredPattern):
             name = np.frombuffer(pattern.kind.name.encode(), dtype=np.uint8)
             pattern._digest = _digest(_header(b"pattern", b"struct", "", pattern.dims, name.size), name)
         else:
-            pattern._digest = _digest(_header(b"pattern", b"dense", "", pattern.shape, 0))
+            pattern._digest = _digest(_header(b"pattern", _DENSE[pattern.storage], "", pattern.shape, 0))
     return pattern._digest
 
 

@@ -14,7 +14,8 @@ two operators follow by putting dAᵀ or dAᴴ for dA:
     H       A λ = g               -x[r] conj(λ[c])
 
 A right-hand side of several columns sums over them. No n x n array is formed for a sparse A, and
-for a structured one the gradient goes on to the parameters: each kind knows how (`backsolve.kinds`).
+for a structured one the gradient goes on to the parameters: each kind knows how (`backsolve.kinds`). Of a
+Hermitian A that is stored as such it is the gradient of what is stored: `backsolve.storage`.
 
 Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode
 algorithmic differentiation", 2008, section 2.2.3.
@@ -25,7 +26,8 @@ import numpy as np
 from .errors import InvalidOptionError, InvalidShapeError
 from .kinds.base import NUMPY, join, pull, push
 from .matrix import Matrix
-from .pattern import AnyPattern, Pattern, StructuredPattern
+from .pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
+from .storage import entries_of, weights
 from .types import Array, Trans
 
 _CHUNK = 1 << 18
@@ -70,7 +72,8 @@ def values_gradient(
             of all parameters together.
 
     Returns:
-        `[nnz]` (`[n, n]` on a dense pattern), with the batch axis if there is one.
+        `[nnz]` (`[n, n]` on a dense pattern), with the batch axis if there is one: the gradient of what the
+        pattern's storage has stored (`backsolve.storage`).
 
     Raises:
         InvalidShapeError: `lam` and `x` fit neither the pattern nor each other.
@@ -91,7 +94,11 @@ def values_gradient(
         return np.asarray(found if batch else found[0])
     # -left[r] conj(right[c]); "T" is the conjugate of "H".
     left, right = (systems, others) if trans == "N" else (others, systems)
-    out = _sparse(pattern, left, right) if isinstance(pattern, Pattern) else _dense(left, right)
+    on = entries_of(pattern)
+    out = _entries(on, left, right)
+    if pattern.storage != "general":
+        # The conjugate transpose of left rightᴴ is right leftᴴ.
+        out = weights(pattern, out.real.dtype) * (out + _entries(on, right, left))
     if trans == "T":
         out = _conj(out)
     return out if batch else out[0]
@@ -167,7 +174,9 @@ def tangent_rhs(
     count = values_tangent.shape[0] if batch else 1
     columns = x.reshape(count, pattern.n, 1 if x.ndim == len(lead) else x.shape[-1])
     direction = values_tangent.reshape(count, *entries)
-    if isinstance(pattern, Pattern):
+    if pattern.storage != "general" and not isinstance(pattern, StructuredPattern):
+        moved = _hermitian_product(pattern, direction, columns, trans)
+    elif isinstance(pattern, Pattern):
         moved = np.empty(columns.shape, dtype=np.result_type(direction, columns))
         for s in range(count):
             moved[s] = _product(pattern, direction[s], columns[s], trans)
@@ -179,6 +188,15 @@ def tangent_rhs(
         moved = (_conj(op) if trans == "H" else op) @ columns
     moved = moved.reshape(x.shape)
     return -moved if b_tangent is None else b_tangent - moved
+
+
+def _hermitian_product(pattern: Pattern | DensePattern, values: Array, x: Array, trans: Trans) -> Array:
+    """`op(A) x` of each system, A = W + Wᴴ of what is stored (`backsolve.storage`)."""
+    on, given = entries_of(pattern), values * weights(pattern, values.real.dtype)
+    if trans == "T":  # Aᵀ x = conj(A conj(x))
+        x = _conj(x)
+    found = product(on, given, x, "N") + product(on, given, x, "H")
+    return _conj(found) if trans == "T" else found
 
 
 def _needed(values: Array | None) -> Array:
@@ -223,6 +241,10 @@ def _has_batch(n: int, shape: tuple[int, ...]) -> bool:
     if vectors and columns:
         raise InvalidShapeError(f"shape {shape} may be a batch of vectors or one block of columns: pass batched=")
     return vectors and not columns
+
+
+def _entries(pattern: Pattern | DensePattern, left: Array, right: Array) -> Array:
+    return _sparse(pattern, left, right) if isinstance(pattern, Pattern) else _dense(left, right)
 
 
 def _dense(left: Array, right: Array) -> Array:

@@ -103,8 +103,10 @@ def least_squares_options(**given: Unpack[SolveOptions]) -> Options:
     """Options of least squares, checked likewise.
 
     Raises:
-        InvalidOptionError: an unknown name, or a value of the wrong type.
+        InvalidOptionError: an unknown name, a value of the wrong type, or a storage.
     """
+    if "storage" in given:
+        raise InvalidOptionError("least squares takes no storage: pass all entries of A", option="storage")
     asked = make_options(**given)
     # The server's own name for whichever method of least squares fits.
     return replace(asked, method="lstsq") if asked.method == "auto" else asked

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._dlpack import read
-from .errors import InvalidPatternError, InvalidShapeError
+from .errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from .kinds import UPDATE
 from .kinds import kind as kind_of
 from .kinds.base import Kind, Numbers, split
+from .types import STORAGES, Storage
 
 INT32_MAX = 2**31 - 1
 
@@ -49,18 +50,25 @@ class Pattern:
         indptr: `[m + 1]` row offsets.
         indices: `[nnz]` columns, strictly increasing in each row.
         shape: `(m, n)`; only least squares takes m and n that differ.
+        storage: "general", or of matrices that equal their conjugate transpose: "hermitian" (every entry
+            is stored) or "lower" (those on and below the diagonal alone); see `backsolve.storage`.
 
     Raises:
-        InvalidPatternError: the arrays are not canonical CSR. The text names the first fault.
-        InvalidShapeError: that is no shape of a matrix.
+        InvalidPatternError: the arrays are not canonical CSR, or have entries that the storage does not. The
+            text names the first fault.
+        InvalidShapeError: that is no shape of a matrix, or not a square one.
+        InvalidOptionError: no such storage.
     """
 
-    __slots__ = ("__weakref__", "_digest", "_rows", "indices", "indptr", "shape")
+    __slots__ = ("__weakref__", "_digest", "_full", "_rows", "_stored", "indices", "indptr", "shape", "storage")
 
     layout = "csr"
 
-    def __init__(self, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int], storage: Storage = "general"
+    ) -> None:
         self.shape = checked_shape(shape)
+        self.storage = check_storage(storage, self.shape)
         ptr, idx = _integers(indptr, "indptr"), _integers(indices, "indices")
         _check_canonical(ptr, idx, self.shape)
         dtype = index_dtype(max(self.shape), idx.size)
@@ -68,18 +76,42 @@ class Pattern:
         self.indices: IndexArray = _frozen(idx, dtype)
         self._digest: bytes | None = None
         self._rows: IndexArray | None = None
+        self._full: Any = None
+        self._stored: dict[Storage, Pattern] = {}
+        if storage == "lower" and np.any(self.indices > self.rows):
+            raise InvalidPatternError(
+                "storage 'lower' has no entries above the diagonal: pass scipy.sparse.tril(A), or storage='hermitian'"
+            )
 
     @classmethod
-    def from_csr(cls, A: CsrMatrix) -> "Pattern":
+    def from_csr(cls, A: CsrMatrix, storage: Storage = "general") -> "Pattern":
         """Take the pattern of a SciPy CSR matrix; `A.data` is then the matching `values`.
 
         Raises:
             InvalidPatternError: `A` is unsorted or has duplicates; call `A.sum_duplicates()`.
+            InvalidOptionError: no such storage.
         """
-        return cls(A.indptr, A.indices, (int(A.shape[0]), int(A.shape[1])))
+        return cls(A.indptr, A.indices, (int(A.shape[0]), int(A.shape[1])), storage)
+
+    def stored(self, storage: Storage) -> "Pattern":
+        """The same entries under another storage; made once, so that its digest is taken once.
+
+        Raises:
+            InvalidPatternError, InvalidShapeError, InvalidOptionError: as of the constructor; or the pattern has a
+                storage already, and another one.
+        """
+        if storage == self.storage:
+            return self
+        if self.storage != "general":
+            raise InvalidOptionError(f"the pattern is of storage {self.storage!r} already: leave the option out")
+        if storage not in self._stored:
+            self._stored[storage] = Pattern(self.indptr, self.indices, self.shape, storage)
+        return self._stored[storage]
 
     @classmethod
-    def received(cls, indptr: IndexArray, indices: IndexArray, shape: tuple[int, int]) -> "Pattern":
+    def received(
+        cls, indptr: IndexArray, indices: IndexArray, shape: tuple[int, int], storage: Storage = "general"
+    ) -> "Pattern":
         """A pattern from the wire, where nothing is converted: digests cover the index type too.
 
         Raises:
@@ -88,7 +120,7 @@ class Pattern:
         wanted = index_dtype(max(shape, default=0), indices.size)
         if indptr.dtype != wanted or indices.dtype != wanted:
             raise InvalidPatternError(f"indptr and indices of this size must be {wanted.name}: convert them")
-        return cls(indptr, indices, shape)
+        return cls(indptr, indices, shape, storage)
 
     @property
     def m(self) -> int:
@@ -129,29 +161,40 @@ class Pattern:
         """Whether both have the same entries."""
         return self is other or (
             isinstance(other, Pattern)
-            and self.shape == other.shape
+            and (self.shape, self.storage) == (other.shape, other.storage)
             and np.array_equal(self.indptr, other.indptr)
             and np.array_equal(self.indices, other.indices)
         )
 
     def __repr__(self) -> str:
-        return f"Pattern({self.m}x{self.n}, nnz={self.nnz})"
+        return f"Pattern({self.m}x{self.n}, nnz={self.nnz}{_told(self.storage)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Pattern, (self.indptr, self.indices, self.shape))
+        return (Pattern, (self.indptr, self.indices, self.shape, self.storage))
 
 
 @final
 class DensePattern:
-    """The pattern of a dense matrix: every entry of `[m, n]`."""
+    """The pattern of a dense matrix: every entry of `[m, n]`.
 
-    __slots__ = ("__weakref__", "_digest", "shape")
+    Args:
+        shape: of the matrix.
+        storage: as of `Pattern`; of "lower" the values are the rows one after the other, each as far as the diagonal.
+
+    Raises:
+        InvalidShapeError: that is no shape of a matrix, or not a square one.
+        InvalidOptionError: no such storage.
+    """
+
+    __slots__ = ("__weakref__", "_digest", "_triangle", "shape", "storage")
 
     layout = "dense"
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], storage: Storage = "general") -> None:
         self.shape = checked_shape(shape)
+        self.storage = check_storage(storage, self.shape)
         self._digest: bytes | None = None
+        self._triangle: Pattern | None = None
 
     @property
     def m(self) -> int:
@@ -166,12 +209,22 @@ class DensePattern:
     @property
     def nnz(self) -> int:
         """Number of entries."""
-        return self.m * self.n
+        return self.m * (self.m + 1) // 2 if self.storage == "lower" else self.m * self.n
 
     @property
     def entries(self) -> tuple[int, ...]:
         """Shape of the values of one matrix."""
-        return self.shape
+        return (self.nnz,) if self.storage == "lower" else self.shape
+
+    @property
+    def triangle(self) -> Pattern:
+        """Of storage "lower", where its values are (computed once)."""
+        if self._triangle is None:
+            rows = np.arange(self.n + 1, dtype=np.int64)
+            indptr = rows * (rows + 1) // 2
+            columns = np.arange(indptr[-1]) - np.repeat(indptr[:-1], rows[1:])
+            self._triangle = Pattern(indptr, columns, self.shape, "lower")
+        return self._triangle
 
     @property
     def nbytes(self) -> int:
@@ -180,13 +233,13 @@ class DensePattern:
 
     def same_as(self, other: object) -> bool:
         """Whether both have the same entries."""
-        return isinstance(other, DensePattern) and self.shape == other.shape
+        return isinstance(other, DensePattern) and (self.shape, self.storage) == (other.shape, other.storage)
 
     def __repr__(self) -> str:
-        return f"DensePattern({self.m}x{self.n})"
+        return f"DensePattern({self.m}x{self.n}{_told(self.storage)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (DensePattern, (self.shape,))
+        return (DensePattern, (self.shape, self.storage))
 
 
 @final
@@ -200,19 +253,25 @@ class StructuredPattern:
             here: a `Matrix` on this pattern holds U and V, and S as its `base`.
 
     Raises:
-        InvalidPatternError: no such kind, sizes that it does not have, or a base that does not belong.
+        InvalidPatternError: no such kind, sizes that it does not have, or a base that does not belong: that is
+            not of general storage, for one.
         InvalidShapeError: S is not square, or has other rows than U.
     """
 
     __slots__ = ("__weakref__", "_digest", "base", "dims", "kind", "shape")
 
     layout = "structured"
+    storage: Storage = "general"
 
     def __init__(self, kind: str, dims: Sequence[int], base: "Pattern | DensePattern | None" = None) -> None:
         self.kind: Kind = kind_of(kind)
         if (base is not None) != (self.kind is UPDATE):
             raise InvalidPatternError(
                 "an update stands on another matrix, which an upload names as base; no other kind does"
+            )
+        if base is not None and base.storage != "general":
+            raise InvalidPatternError(
+                f"an update stands on a matrix of general storage, this is {base.storage!r}: store all entries of S"
             )
         self.dims = tuple(int(size) for size in dims)
         if any(size < 0 for size in self.dims):
@@ -297,6 +356,37 @@ def checked_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 def _size(size: int) -> int:
     """A size as Python's own integer; one that a compiler keeps symbolic stays so, or each n would be compiled for."""
     return int(size) if isinstance(size, _CONVERTED) else size
+
+
+def check_storage(storage: str, shape: tuple[int, int]) -> Storage:
+    """The storage, if there is such a one and a matrix of this shape can have it.
+
+    Raises:
+        InvalidOptionError: there is none of that name.
+        InvalidShapeError: of Hermitian matrices, and this is not square.
+    """
+    for name in STORAGES:
+        if storage == name:
+            if name != "general" and shape[0] != shape[1]:
+                raise InvalidShapeError(f"storage {name!r} is of square matrices, the shape is {shape}")
+            return name
+    raise InvalidOptionError("storage must be 'general', 'hermitian' or 'lower'", option="storage")
+
+
+def check_general(pattern: "AnyPattern", what: str) -> None:
+    """Refuse a storage where only all entries of a general matrix are taken.
+
+    Raises:
+        InvalidOptionError: the storage is another one.
+    """
+    if pattern.storage != "general":
+        raise InvalidOptionError(
+            f"{what} takes general storage alone, not {pattern.storage!r}: store all entries", option="storage"
+        )
+
+
+def _told(storage: Storage) -> str:
+    return "" if storage == "general" else f", {storage}"
 
 
 def check_square(pattern: "AnyPattern") -> None:

@@ -17,6 +17,11 @@ Trans = Literal["N", "T", "H"]
 
 TRANS: tuple[Trans, ...] = get_args(Trans)
 
+Storage = Literal["general", "hermitian", "lower"]
+"""What the stored entries say: all of A; all of an A that equals Aᴴ; or its lower triangle, the rest being Aᴴ's."""
+
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
 Array = NDArray[Any]
 """Values of one of `DTYPES`, in C order."""
 
@@ -64,6 +69,7 @@ class ErrorCode(Enum):
     PERMISSION_DENIED = 25
     UNREACHABLE = 26
     NOT_FOUND = 27
+    NOT_HERMITIAN = 28
 
 
 @unique

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backsolve.fingerprint import RunningDigest, Taken
+from backsolve.types import Storage
 
 LEAST_BYTES = 4 << 20
 """Smaller uploads are hashed when they are complete, in about a millisecond."""
@@ -19,6 +20,7 @@ class UploadDigests:
     Args:
         layout: of the pattern: csr, dense, structured.
         shape: of the matrix; None where values come alone.
+        storage: of the matrix.
         announced: element type and shape of each tensor, by its name in the protocols.
     """
 
@@ -26,6 +28,7 @@ class UploadDigests:
         self,
         layout: str,
         shape: tuple[int, ...] | None,
+        storage: Storage,
         announced: Mapping[str, tuple["np.dtype[Any]", tuple[int, ...]]],
     ) -> None:
         self._values = self._pattern = None
@@ -34,7 +37,7 @@ class UploadDigests:
         self._first_bytes = 0
         if shape is not None and {"indptr", "indices"} <= set(announced):
             (dtype, pointers), (_, indices) = announced["indptr"], announced["indices"]
-            self._pattern = RunningDigest.of_csr(dtype, shape, int(np.prod(indices, dtype=np.int64)))
+            self._pattern = RunningDigest.of_csr(dtype, shape, int(np.prod(indices, dtype=np.int64)), storage)
             self._first_bytes = int(np.prod(pointers, dtype=np.int64)) * dtype.itemsize
 
     def add(self, name: str, data: NDArray[np.uint8]) -> None:

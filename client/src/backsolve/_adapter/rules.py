@@ -12,7 +12,8 @@ and TensorFlow mean it; JAX's is the conjugate of that. With G = ∂L/∂A on th
     C    -conj(λ[r]) x[c]    row r gets  conj(dA) x[c]
 
 summed over the columns of a block of right-hand sides. Nothing dense is formed for a sparse A; for a
-structured one G goes on to its parameters, as its kind has it.
+structured one G goes on to its parameters, as its kind has it; of a Hermitian A that is stored as such it is
+folded onto what is stored (`backsolve.storage`).
 
 Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode
 AD", 2008, section 2.3.1; the complex and transposed forms follow from ⟨λ, op(dA) x⟩.
@@ -23,8 +24,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol, final
 
+import numpy as np
+
 from ..kinds.base import Numbers, Operator, Ops, join, pull, push
-from ..pattern import AnyPattern, StructuredPattern
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
+from ..storage import entries_of, weights
+from ..types import Array
+
+
+def as_element_type(constant: Array, like: Numbers) -> Numbers:
+    """A constant in the element type of an array of NumPy, JAX or TensorFlow."""
+    return constant.astype(getattr(like.dtype, "as_numpy_dtype", like.dtype))
 
 
 class Product(Protocol):
@@ -44,6 +54,7 @@ class Algebra:
         product: see `Product`.
         conj: the complex conjugate; of real numbers, these themselves.
         zeros_like: of an array.
+        constant: a NumPy array of real numbers, made fit to be multiplied with another array.
     """
 
     ops: Ops
@@ -51,6 +62,7 @@ class Algebra:
     product: Product
     conj: Callable[[Numbers], Numbers]
     zeros_like: Callable[[Numbers], Numbers]
+    constant: Callable[[Array, Numbers], Numbers] = as_element_type
 
 
 def values_gradient(
@@ -74,7 +86,8 @@ def values_gradient(
         values: of A; needed on a structured pattern alone.
 
     Returns:
-        `[..., nnz]`, or `[..., n, n]` for a dense A; of an update that of S in a row, then those of U and V.
+        `[..., nnz]`, or `[..., n, n]` for a dense A, as the pattern's storage has it; of an update that of S in a
+        row, then those of U and V.
     """
     if isinstance(pattern, StructuredPattern) and pattern.base is not None and values is not None:
         # A is the sum of S and U Vᴴ: its gradient is that of each.
@@ -88,7 +101,11 @@ def values_gradient(
     if isinstance(pattern, StructuredPattern):
         return _structured_gradient(algebra, pattern, operator, lam, x, values)
     left, right = (lam, x) if operator in ("N", "C") else (x, lam)
-    found = algebra.outer(pattern, left, right)
+    on = entries_of(pattern)
+    found = algebra.outer(on, left, right)
+    if pattern.storage != "general":
+        # The conjugate transpose of left rightᴴ is right leftᴴ.
+        found = _weighted(algebra, pattern, found + algebra.outer(on, right, left))
     return -(algebra.conj(found) if operator in ("T", "C") else found)
 
 
@@ -129,8 +146,21 @@ def tangent_rhs(
 
 def operated(algebra: Algebra, pattern: AnyPattern, operator: Operator, values: Numbers, x: Numbers) -> Numbers:
     """`op(A) x` for a sparse or dense A with these values; `x` is `[..., n, k]`."""
+    if pattern.storage != "general" and not isinstance(pattern, StructuredPattern):
+        # A = W + Wᴴ, which its transpose is the conjugate of.
+        on, given = entries_of(pattern), _weighted(algebra, pattern, values)
+        conjugated = operator in ("T", "C")
+        x = algebra.conj(x) if conjugated else x
+        found = algebra.product(on, given, x, transposed=False)
+        found = found + algebra.product(on, algebra.conj(given), x, transposed=True)
+        return algebra.conj(found) if conjugated else found
     given = algebra.conj(values) if operator in ("H", "C") else values
     return algebra.product(pattern, given, x, transposed=operator in ("T", "H"))
+
+
+def _weighted(algebra: Algebra, pattern: Pattern | DensePattern, values: Numbers) -> Numbers:
+    """W ∘ values, of `backsolve.storage`."""
+    return values * algebra.constant(weights(pattern, np.dtype(np.float64)), values)
 
 
 def columns(rhs: Numbers, vectors: bool) -> Numbers:

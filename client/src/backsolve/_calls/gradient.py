@@ -41,6 +41,7 @@ def vjp(
     canonical, (given, forward, rhs) = common(
         exchange.memo,
         A,
+        storage=terms.storage,
         cotangent=as_array(cotangent, "the cotangent"),
         x=x if needs_x or b is not None else None,
         b=b,
@@ -126,11 +127,16 @@ def jvp(
     """`Client.jvp`."""
     asked = make_options(**options)
     check_tangents(A_tangent, b_tangent)
-    tangents = None if A_tangent is None else canonicalise(A_tangent).matrix
+    tangents = None if A_tangent is None else canonicalise(A_tangent, storage=terms.storage).matrix
     if A_tangent is not None and x is None:
         raise InvalidOptionError("a tangent of A needs x, the forward answer")
     canonical, (forward, moved) = common(
-        exchange.memo, A, None if tangents is None else tangents.dtype, x=x, b_tangent=b_tangent
+        exchange.memo,
+        A,
+        None if tangents is None else tangents.dtype,
+        storage=terms.storage,
+        x=x,
+        b_tangent=b_tangent,
     )
     matrix = canonical.matrix
     check_square(matrix.pattern)

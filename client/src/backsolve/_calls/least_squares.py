@@ -12,6 +12,7 @@ from ..errors import InvalidOptionError
 from ..least_squares import pull, push
 from ..matrix import Matrix
 from ..options import SolveOptions, least_squares_options
+from ..pattern import check_general
 from ..types import Array, Gradients, Options, Solution
 from .gradient import adjoint, check_tangents
 from .operands import Terms, check_type, common, timed_ref
@@ -29,6 +30,7 @@ def lstsq(exchange: Exchange, A: Any, b: Any, terms: Terms, options: SolveOption
 def lstsq_matrix(exchange: Exchange, matrix: Matrix, rhs: Array, terms: Terms, options: Options) -> Steps[Solution]:
     """Minimise `||rhs - A x||² + damp² ||x||²`; `options.method` is one of least squares."""
     check_choice(terms.on_failure)
+    check_general(matrix.pattern, "least squares")
     check_type(matrix, rhs, "b")
     vector = matrix.is_vector(rhs)
     shape = (*matrix.systems_shape, matrix.n, *(() if vector else rhs.shape[-1:]))
@@ -41,6 +43,7 @@ def normal_matrix(
     exchange: Exchange, matrix: Matrix, cotangent: Array, terms: Terms, options: Options
 ) -> Steps[Gradients]:
     """`b` = (AᴴA + damp² I)⁺ · cotangent."""
+    check_general(matrix.pattern, "least squares")
     return adjoint(exchange, matrix, cotangent, ("b",), None, terms, options, least_squares=True)
 
 

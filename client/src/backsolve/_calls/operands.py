@@ -11,7 +11,7 @@ from ..errors import InvalidDtypeError, InvalidShapeError
 from ..matrix import Matrix
 from ..pattern import check_square
 from ..retry import UNSET, Timeout
-from ..types import DTYPES, Array, MatrixRef, OnFailure
+from ..types import DTYPES, Array, MatrixRef, OnFailure, Storage
 
 
 @final
@@ -22,14 +22,21 @@ class Terms:
     Attributes:
         on_failure: what happens when the answer misses its tolerance, or there is none.
         timeout: seconds; by default the client's.
+        storage: what the entries of A say.
     """
 
     on_failure: OnFailure = "raise"
     timeout: Timeout = UNSET
+    storage: Storage = "general"
 
 
 def common(
-    memo: PatternMemo, A: Any, dtype: "np.dtype[Any] | None" = None, **arrays: Any
+    memo: PatternMemo,
+    A: Any,
+    dtype: "np.dtype[Any] | None" = None,
+    *,
+    storage: Storage = "general",
+    **arrays: Any,
 ) -> tuple[Canonical, tuple[Array | None, ...]]:
     """A and the given arrays in their common element type, and that of `dtype`; A in canonical form.
 
@@ -43,7 +50,7 @@ def common(
     types = {own, *(v.dtype for v in given.values() if v is not None), *([dtype] if dtype else [])}
     wanted = own if len(types) == 1 else np.result_type(*types)
     cast = tuple(None if v is None else np.asarray(v, dtype=wanted) for v in given.values())
-    return canonicalise(a, wanted, memo), cast
+    return canonicalise(a, wanted, memo, storage), cast
 
 
 def timed_ref(matrix: Matrix) -> tuple[MatrixRef, float]:

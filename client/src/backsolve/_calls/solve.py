@@ -19,7 +19,7 @@ from .operands import Terms, alike, check_fits, common, timed_ref
 def solve(exchange: Exchange, A: Any, b: Any, x0: Any, terms: Terms, options: SolveOptions) -> Steps[Solution]:
     """`Client.solve`."""
     asked = make_options(**options)
-    canonical, (rhs, start) = common(exchange.memo, A, b=as_array(b, "b"), x0=x0)
+    canonical, (rhs, start) = common(exchange.memo, A, storage=terms.storage, b=as_array(b, "b"), x0=x0)
     assert rhs is not None
     return (yield from solve_matrix(exchange, canonical.matrix, rhs, start, terms, asked))
 
@@ -100,7 +100,7 @@ def hold(exchange: Exchange, A: Any, terms: Terms, options: SolveOptions) -> Ste
     if "trans" in options:
         raise InvalidOptionError("say trans in each solve of the handle, not when it is made", option="trans")
     asked = make_options(**options)
-    canonical, _ = common(exchange.memo, A)
+    canonical, _ = common(exchange.memo, A, storage=terms.storage)
     matrix = canonical.matrix.copy()
     # No columns to solve for: the call factorizes, and reports a singular matrix, now.
     nothing = np.zeros((*matrix.systems_shape, matrix.n, 0), dtype=matrix.dtype)

@@ -4,7 +4,7 @@ call    tensors                          document
 solve   b, x0                            matrix, options
 vjp     cotangent, x                     matrix, options, want
 jvp     x, b_tangent, values_tangent     matrix, options
-put     values, indptr, indices          layout, shape, kind, dims, base, values_only
+put     values, indptr, indices          layout, shape, storage, kind, dims, base, values_only
 
 reply   tensors                          document
 solve   x, elements.*                    certificate
@@ -17,8 +17,8 @@ from typing import Any
 from .._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from ..errors import InvalidOptionError, InvalidShapeError, MalformedError
 from ..matrix import Matrix, standing_on
-from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
-from ..types import Array, MatrixRef, Options, Want
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern, check_storage
+from ..types import Array, MatrixRef, Options, Storage, Want
 from .body import Body, Message, encode
 from .documents import (
     certificate_from_json,
@@ -85,7 +85,10 @@ def put_body(call: PutCall) -> Body:
         return encode(tensors, document)
     if isinstance(pattern, Pattern):
         tensors |= {"indptr": pattern.indptr, "indices": pattern.indices}
-    return encode(tensors, {"layout": pattern.layout, "shape": list(pattern.shape)})
+    document = {"layout": pattern.layout, "shape": list(pattern.shape)}
+    if pattern.storage != "general":
+        document["storage"] = pattern.storage
+    return encode(tensors, document)
 
 
 def put_base(message: Message) -> MatrixRef | None:
@@ -110,7 +113,7 @@ def read_put(message: Message, base: Matrix | None = None) -> tuple[AnyPattern |
         InvalidPatternError: the pattern is not canonical CSR.
     """
     document, tensors = message.document, message.tensors
-    check_keys(document, ("layout", "shape", "kind", "dims", "base", "values_only"), "the body's document")
+    check_keys(document, ("layout", "shape", "storage", "kind", "dims", "base", "values_only"), "the body's document")
     check_keys(tensors, ("values", "indptr", "indices"), "the body")
     values = _needed(tensors, "values")
     if document.get("values_only"):
@@ -122,14 +125,15 @@ def read_put(message: Message, base: Matrix | None = None) -> tuple[AnyPattern |
         check_keys(tensors, ("values",), "a structured matrix")
         check_keys(document, ("layout", "kind", "dims", "base"), "the document of a structured matrix")
         return read_structured(document, base), values
-    check_keys(document, ("layout", "shape", "values_only"), "the document of a dense or CSR matrix")
+    check_keys(document, ("layout", "shape", "storage", "values_only"), "the document of a dense or CSR matrix")
     shape = read_shape(document.get("shape"))
+    storage = read_storage(document, shape)
     if layout == "dense":
         check_keys(tensors, ("values",), "a dense matrix")
-        return DensePattern(shape), values
+        return DensePattern(shape, storage), values
     if layout != "csr":
         raise MalformedError('the document needs "layout": "csr", "dense" or "structured"')
-    return Pattern.received(_needed(tensors, "indptr"), _needed(tensors, "indices"), shape), values
+    return Pattern.received(_needed(tensors, "indptr"), _needed(tensors, "indices"), shape, storage), values
 
 
 def solve_reply_body(reply: SolveReply) -> Body:
@@ -181,6 +185,20 @@ def read_shape(value: Any) -> tuple[int, int]:
     if max(value) >= 1 << 31:
         raise InvalidShapeError("a matrix of more than 2**31 - 1 rows is not accepted")
     return (value[0], value[1])
+
+
+def read_storage(document: Mapping[str, Any], shape: tuple[int, int]) -> Storage:
+    """What the entries of a matrix of this shape say; "general" when nothing is said.
+
+    Raises:
+        MalformedError: no name.
+        InvalidOptionError: no such storage.
+        InvalidShapeError: of Hermitian matrices, and the shape is not square.
+    """
+    name = document.get("storage", "general")
+    if not isinstance(name, str):
+        raise MalformedError('"storage" must be a name: "general", "hermitian" or "lower"')
+    return check_storage(name, shape)
 
 
 def read_structured(document: Mapping[str, Any], base: Matrix | None = None) -> StructuredPattern:

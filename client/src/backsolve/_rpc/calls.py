@@ -13,7 +13,7 @@ from ..errors import InvalidOptionError, MalformedError
 from ..matrix import Matrix, standing_on
 from ..options import KINDS
 from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
-from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Trans, Want
+from ..types import DIGEST_BYTES, TRANS, Array, MatrixRef, Options, Storage, Trans, Want
 from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
 from .framing import describe
@@ -22,6 +22,11 @@ Arrays = dict[str, Array]
 Given = Mapping[str, Array]
 
 _TRANS: Mapping[int, Trans] = {types.TRANS_UNSPECIFIED: "N"} | {types.Trans.Value(f"TRANS_{t}"): t for t in TRANS}
+STORAGE_TO_WIRE: Mapping[Storage, "solver.Storage"] = {
+    "general": solver.STORAGE_UNSPECIFIED,
+    "hermitian": solver.STORAGE_HERMITIAN,
+    "lower": solver.STORAGE_LOWER,
+}
 _OPTIONAL = tuple(name for name in KINDS if name not in ("method", "trans"))
 _WANT: Mapping["solver.Want", Want] = {solver.Want.Value(f"WANT_{want.upper()}"): want for want in get_args(Want)}
 _WANT_NUMBER = {want: number for number, want in _WANT.items()}
@@ -150,6 +155,7 @@ def encode_put(call: PutCall) -> tuple[solver.PutRequest, Arrays]:
         if matrix.m != matrix.n:
             message.columns = matrix.n
         message.layout = solver.LAYOUT_DENSE
+        message.storage = STORAGE_TO_WIRE[pattern.storage]
         if isinstance(pattern, Pattern):
             message.layout = solver.LAYOUT_CSR
             arrays = {"indptr": pattern.indptr, "indices": pattern.indices}
@@ -194,13 +200,15 @@ def decode_put(
     shape = (message.n, message.columns if message.HasField("columns") else message.n)
     indexed = {"indptr", "indices"} & set(arrays)
     if message.values_only:
-        told = (message.layout, message.n, message.kind, message.dims)
+        told = (message.layout, message.n, message.kind, message.dims, message.storage)
         if held is None or indexed or any(told) or message.HasField("columns") or message.HasField("base"):
             raise MalformedError(
                 "an upload of values alone takes its pattern by digest: leave out the pattern's fields"
             )
         pattern = held
     elif message.layout == solver.LAYOUT_STRUCTURED:
+        if message.storage:
+            raise MalformedError("storage is of dense and CSR matrices alone")
         pattern = StructuredPattern(message.kind, message.dims, standing_on(base))
         if indexed or message.n != pattern.n:
             raise MalformedError("a structured matrix has no indptr and no indices, and as many rows as dims say")
@@ -209,12 +217,19 @@ def decode_put(
     elif message.layout == solver.LAYOUT_DENSE:
         if indexed:
             raise MalformedError("a dense matrix has no indptr and no indices")
-        pattern = DensePattern(shape)
+        pattern = DensePattern(shape, _storage(message))
     elif message.layout == solver.LAYOUT_CSR:
-        pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), shape)
+        pattern = Pattern.received(required(arrays, "indptr"), required(arrays, "indices"), shape, _storage(message))
     else:
         raise MalformedError("layout must be CSR, DENSE or STRUCTURED")
     return PutCall(decode_ref(message.matrix), Matrix(pattern, values, base), message.values_only)
+
+
+def _storage(message: solver.PutRequest) -> Storage:
+    for name, number in STORAGE_TO_WIRE.items():
+        if message.storage == number:
+            return name
+    raise MalformedError("storage must be HERMITIAN or LOWER, or unset of a general matrix")
 
 
 def present(**arrays: Array | None) -> Arrays:

@@ -125,7 +125,7 @@ def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, no
             # A forward accumulator runs the rule before that; x is tied anew then.
             answer = _here(returned[0]) if returned else _tied(asked, place, a, b, _here(x), _here(note))
             vectors = b.shape.rank == a.shape.rank - (2 if where.place is None else 1) + 1
-            return values_gradient(place.place, _operator(asked), lam, answer, vectors), lam
+            return values_gradient(place.place, asked.pattern, _operator(asked), lam, answer, vectors), lam
 
         return tf.identity(x), pull
 

@@ -19,7 +19,7 @@ _BLOCK: Final = 1 << 20
 """Products formed at a time, where shapes are known: bounds the scratch memory of a wide block of right-hand sides."""
 
 _ANY: Final = DensePattern((0, 0))
-"""Stands for every pattern: the formulas ask of it only whether it is structured, and a `Place` knows the entries."""
+"""Stands for every pattern of general storage: the formulas ask of it nothing else, and a `Place` knows the entries."""
 
 _coordinates: "WeakKeyDictionary[Pattern, tuple[Tensor, Tensor]]" = WeakKeyDictionary()
 
@@ -83,9 +83,11 @@ def of_pattern(pattern: Pattern) -> Place:
     return Place(*known, pattern.shape, pattern.shape)
 
 
-def values_gradient(place: Place | None, operator: Operator, lam: Tensor, x: Tensor, vectors: bool) -> Tensor:
-    """As `rules.values_gradient`; `place` is None for a dense matrix."""
-    return rules.values_gradient(algebra(place), _ANY, operator, lam, x, vectors)
+def values_gradient(
+    place: Place | None, pattern: Pattern | None, operator: Operator, lam: Tensor, x: Tensor, vectors: bool
+) -> Tensor:
+    """As `rules.values_gradient`; `place` is None for a dense matrix, `pattern` where the numbers bring it."""
+    return rules.values_gradient(algebra(place), pattern or _ANY, operator, lam, x, vectors)
 
 
 def algebra(place: Place | None) -> Algebra:

@@ -21,7 +21,7 @@ from ..client import Client, default_client
 from ..errors import InvalidOptionError, NotSupportedError
 from ..matrix import Matrix
 from ..options import check_trans, make_options
-from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern, check_storage
 from ..retry import UNSET, Timeout, Unset
 from ..types import DIGEST_BYTES, MatrixRef, OnFailure, Options
 from ._request import to_array
@@ -41,7 +41,10 @@ Spec = tuple[Any, ...]
 """names joined by `_BETWEEN`, trans, the values of `_FIGURES`, timeout, default timeout, on_failure."""
 
 Place = tuple[int, str, Sequence[int]]
-"""A pattern: the number of a sparse one, or 0; the kind and dims of a structured one; neither: dense."""
+"""A pattern: the number of a sparse one, or 0; the kind and dims of a structured one; `_DENSE` with the storage, and
+n, of a dense one that is stored as Hermitian; neither: dense."""
+
+_DENSE: Final = "dense, "
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -74,12 +77,16 @@ def place_of(pattern: AnyPattern) -> Place:
     """How a graph knows a pattern."""
     if isinstance(pattern, StructuredPattern):
         return _ABSENT, pattern.kind.name, list(pattern.dims)
+    if isinstance(pattern, DensePattern) and pattern.storage != "general":
+        return _ABSENT, _DENSE + pattern.storage, [pattern.n]
     return number_of(pattern if isinstance(pattern, Pattern) else None), "", []
 
 
 def pattern_at(place: Place, values: Tensor) -> AnyPattern:
     """The pattern there; of a dense matrix the values know it."""
     number, kind, dims = place
+    if kind.startswith(_DENSE):
+        return DensePattern((dims[0], dims[0]), check_storage(kind.removeprefix(_DENSE), (dims[0], dims[0])))
     if kind:
         return StructuredPattern(kind, dims)
     if not number:
@@ -91,7 +98,7 @@ def pattern_at(place: Place, values: Tensor) -> AnyPattern:
 
 def entries_at(place: Place) -> int:
     """Dimensions of one matrix's values."""
-    return 1 if place[0] or place[1] else 2
+    return 2 if not place[0] and place[1] in ("", _DENSE + "hermitian") else 1
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

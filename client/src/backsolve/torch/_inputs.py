@@ -67,6 +67,12 @@ def pair(values: Tensor, b: Tensor, name: str) -> None:
         raise InvalidOptionError(f"{name} is on {values.device}, b on {b.device}: move one of them")
 
 
+def packed(A: Tensor) -> Tensor:
+    """The lower triangles of `[*batch, n, n]`, each row as far as the diagonal, as storage "lower" has them."""
+    rows, columns = torch.tril_indices(A.shape[-2], A.shape[-1], device=A.device)
+    return A[..., rows, columns]
+
+
 def batch(values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int, ...], n: int, name: str) -> Batch:
     """Fold any number of leading batch dimensions into one.
 

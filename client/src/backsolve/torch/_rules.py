@@ -11,6 +11,7 @@ from .._adapter import rules
 from .._adapter.rules import Algebra
 from ..kinds.base import Operator, Ops
 from ..pattern import AnyPattern, Pattern
+from ..types import Array
 from ._products import matmul
 
 _BLOCK: Final = 1 << 20
@@ -99,4 +100,8 @@ def _blocks(first: Tensor, second: Tensor, rhs: Tensor) -> tuple[tuple[Tensor, .
     return torch.split(first, size), torch.split(second, size)
 
 
-ALGEBRA: Final = Algebra(_EXACT, outer, product, torch.conj, torch.zeros_like)
+def _constant(constant: Array, like: Tensor) -> Tensor:
+    return torch.as_tensor(constant, dtype=like.real.dtype, device=like.device)
+
+
+ALGEBRA: Final = Algebra(_EXACT, outer, product, torch.conj, torch.zeros_like, _constant)

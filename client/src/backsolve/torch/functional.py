@@ -13,7 +13,7 @@ from ..options import KINDS, check_names, make_options
 from ..options import SolveOptions as CallOptions
 from ..pattern import AnyPattern, DensePattern, Pattern, check_square, parameters
 from ..retry import UNSET, Timeout
-from ..types import Certificate, OnFailure, Options
+from ..types import Certificate, OnFailure, Options, Storage
 from . import _compiled, _inputs, _sparse
 from ._function import apply
 from ._options import SolveOptions
@@ -26,6 +26,7 @@ def solve(
     b: Tensor,
     *,
     x0: Tensor | None = ...,
+    storage: Storage = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SolveOptions],
 ) -> Tensor: ...
@@ -35,6 +36,7 @@ def solve(
     b: Tensor,
     *,
     x0: Tensor | None = ...,
+    storage: Storage = ...,
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
@@ -43,6 +45,7 @@ def solve(
     b: Tensor,
     *,
     x0: Tensor | None = None,
+    storage: Storage = "general",
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
@@ -66,6 +69,9 @@ def solve(
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's type and device.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
+        storage: "general"; or of an A that equals its conjugate transpose "hermitian" (all of it is given; its
+            gradient is Hermitian) or "lower" (the part above the diagonal is not read, half the bytes are sent,
+            and an entry's gradient has both of its places); see `backsolve.storage`.
         client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
@@ -90,6 +96,11 @@ def solve(
     asked = _options(**options)
     pattern: AnyPattern
     if isinstance(A, Structured):
+        if storage != "general":
+            raise InvalidOptionError(
+                "storage is of dense and sparse matrices; this one is given by parameters: leave it out",
+                option="storage",
+            )
         if isinstance(A, LowRankUpdate) and torch.compiler.is_compiling():
             raise NotSupportedError("torch.compile cannot hold an update: solve with it outside the graph")
         values, pattern, b = _inputs.tensor(A.values(), "A"), A.pattern, _inputs.tensor(b, "b")
@@ -100,11 +111,13 @@ def solve(
     if A.layout is torch.strided:
         if A.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(A.shape)}")
-        values, pattern = A, DensePattern((A.shape[-2], A.shape[-1]))
+        pattern = DensePattern((A.shape[-2], A.shape[-1]), storage)
+        values = _inputs.packed(A) if storage == "lower" else A
     elif torch.compiler.is_compiling():
         raise NotSupportedError("torch.compile cannot hold a sparse tensor: use spsolve(values, pattern, b) there")
     else:
-        values, pattern = _sparse.extract(A)
+        values, general = _sparse.extract(A)
+        pattern = general.stored(storage)
     return _solve(values, pattern, b, asked, x0, client, timeout, on_failure, return_stats, observe, "A")
 
 
@@ -115,6 +128,7 @@ def spsolve(
     b: Tensor,
     *,
     x0: Tensor | None = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SolveOptions],
 ) -> Tensor: ...
@@ -125,6 +139,7 @@ def spsolve(
     b: Tensor,
     *,
     x0: Tensor | None = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
@@ -134,6 +149,7 @@ def spsolve(
     b: Tensor,
     *,
     x0: Tensor | None = None,
+    storage: Storage | None = None,
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
@@ -150,6 +166,7 @@ def spsolve(
         values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
         pattern: where the values are; see `backsolve.Pattern.from_csr`.
         b: vectors if `b.ndim == values.ndim`, `[*batch, n]`; columns `[*batch, n, k]` if one more.
+        storage: None: that of the pattern, e.g. `Pattern.from_csr(tril(A), storage="lower")`.
         x0, client, timeout, on_failure, return_stats, observe, options: as for `solve`.
 
     Returns:
@@ -162,6 +179,7 @@ def spsolve(
     asked = _options(**options)
     if not isinstance(pattern, Pattern):
         raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
+    pattern = pattern if storage is None else pattern.stored(storage)
     values, b = _inputs.tensor(values, "values"), _inputs.tensor(b, "b")
     if values.layout is not torch.strided:
         raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to solve(A, b)")

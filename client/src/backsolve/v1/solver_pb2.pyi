@@ -28,6 +28,12 @@ class Layout(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LAYOUT_CSR: _ClassVar[Layout]
     LAYOUT_DENSE: _ClassVar[Layout]
     LAYOUT_STRUCTURED: _ClassVar[Layout]
+
+class Storage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STORAGE_UNSPECIFIED: _ClassVar[Storage]
+    STORAGE_HERMITIAN: _ClassVar[Storage]
+    STORAGE_LOWER: _ClassVar[Storage]
 HOLDING_UNSPECIFIED: Holding
 HOLDING_ABSENT: Holding
 HOLDING_PATTERN: Holding
@@ -40,6 +46,9 @@ LAYOUT_UNSPECIFIED: Layout
 LAYOUT_CSR: Layout
 LAYOUT_DENSE: Layout
 LAYOUT_STRUCTURED: Layout
+STORAGE_UNSPECIFIED: Storage
+STORAGE_HERMITIAN: Storage
+STORAGE_LOWER: Storage
 
 class SolveRequest(_message.Message):
     __slots__ = ("matrix", "options", "rhs", "x0", "values")
@@ -110,7 +119,7 @@ class JvpResponse(_message.Message):
     def __init__(self, x: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., certificate: _Optional[_Union[_types_pb2.Certificate, _Mapping]] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "columns", "kind", "dims", "base")
+    __slots__ = ("matrix", "layout", "n", "values_only", "indptr", "indices", "values", "columns", "kind", "dims", "base", "storage")
     MATRIX_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +131,7 @@ class PutRequest(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
     matrix: _types_pb2.MatrixRef
     layout: Layout
     n: int
@@ -133,7 +143,8 @@ class PutRequest(_message.Message):
     kind: str
     dims: _containers.RepeatedScalarFieldContainer[int]
     base: _types_pb2.MatrixRef
-    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., columns: _Optional[int] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ..., base: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ...) -> None: ...
+    storage: Storage
+    def __init__(self, matrix: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., layout: _Optional[_Union[Layout, str]] = ..., n: _Optional[int] = ..., values_only: bool = ..., indptr: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., columns: _Optional[int] = ..., kind: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ..., base: _Optional[_Union[_types_pb2.MatrixRef, _Mapping]] = ..., storage: _Optional[_Union[Storage, str]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("matrix",)

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar, final
 
 from backsolve.errors import BacksolveError
 from backsolve.pattern import AnyPattern
+from backsolve.storage import held_bytes
 from backsolve.types import MatrixRef
 
 from ..engine.base import FactorSpec, Symbolic
@@ -193,7 +194,7 @@ class PatternEntry(Entry, Generic[R]):
         cost: float,
         base: MatrixEntry[R] | None = None,
     ) -> None:
-        super().__init__(pattern.nbytes, cost)
+        super().__init__(held_bytes(pattern), cost)
         self.tenant = tenant
         self.digest = digest
         self.pattern = pattern

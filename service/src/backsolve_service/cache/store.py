@@ -214,10 +214,10 @@ class FactorCache(Generic[R]):
         Raises:
             MemoryBudgetError: there is no room for it.
         """
-        if operand.pattern is not pattern.pattern:
+        if operand.matrix.pattern is not pattern.pattern:
             # Equal by digest: share the stored arrays, and let the other copy go.
             below = None if pattern.base is None else pattern.base.operand
-            matrix = Matrix(pattern.pattern, operand.values, None if below is None else below.matrix)
+            matrix = Matrix(pattern.pattern, operand.matrix.values, None if below is None else below.matrix)
             operand = Operand(matrix, below)
         ref = MatrixRef(pattern.digest, values)
         with self._changing():

@@ -29,7 +29,7 @@ from ..engine.operand import Operand
 from ..engine.registry import least_squares
 from ..engine.structure import inspect, inspect_pattern
 from ..scheduling.worker import FactorRef
-from .checks import check_digests, check_ref, check_same_shape, check_values_shape, columns
+from .checks import check_digests, check_ref, check_same_shape, check_storage, check_values_shape, columns
 from .solving import Answering
 from .telemetry import Telemetry
 
@@ -175,15 +175,19 @@ class Calls:
             return ref
         if base is not None:
             matrix = _on(base, matrix)
+        pattern = self._cache.pattern(context.tenant, ref.pattern)
+        if pattern is not None and matrix.pattern.storage != "general":
+            # Where the entries go was found out for the pattern that is held.
+            matrix = Matrix(pattern.pattern, matrix.values)
         operand = Operand(matrix, None if base is None else base.operand)
         # Of a batch each system has its own status, so the good ones are solved.
         if operand.batch is None and not operand.finite:
             raise NonfiniteInputError("A holds NaN or infinity: check what computed it")
-        pattern = self._cache.pattern(context.tenant, ref.pattern)
+        facts = inspect_pattern(operand.pattern) if pattern is None else pattern.facts
+        structure = inspect(facts, operand)
+        check_storage(operand, structure)
         if pattern is None:
-            facts = inspect_pattern(matrix.pattern)
             pattern = self._cache.add_pattern(context.tenant, ref.pattern, matrix.pattern, facts, hashed, base)
-        structure = inspect(pattern.facts, operand)
         self._cache.add_matrix(pattern, ref.values, operand, structure, time.perf_counter() - started)
         return ref
 

@@ -10,9 +10,13 @@ from backsolve.errors import (
     InvalidOptionError,
     InvalidShapeError,
     NonfiniteInputError,
+    NotHermitianError,
 )
 from backsolve.matrix import Matrix
 from backsolve.types import DIGEST_BYTES, Array, MatrixRef
+
+from ..engine.operand import Operand
+from ..engine.structure import Structure, hermitian_systems
 
 
 def check_ref(ref: MatrixRef) -> None:
@@ -64,6 +68,27 @@ def check_digests(claimed: MatrixRef, computed: MatrixRef) -> None:
     if claimed != computed:
         part = "pattern" if claimed.pattern != computed.pattern else "values"
         raise DigestMismatchError(f"the {part} received do not have the digest they were announced under: send again")
+
+
+def check_storage(operand: Operand, structure: Structure) -> None:
+    """Refuse a matrix that was announced as Hermitian and is not.
+
+    The comparison is the one that `structure` rests on: it is made once for each matrix that is held.
+
+    Raises:
+        NotHermitianError: an entry differs from the conjugate of its mirror image; of a batch, in a system
+            that is finite.
+    """
+    if operand.stored != "hermitian" or structure.hermitian:
+        return
+    if operand.batch is not None and structure.facts.symmetric_pattern:
+        finite = np.isfinite(operand.values.reshape(operand.batch, -1)).all(axis=1)
+        if np.all(hermitian_systems(operand) | ~finite):
+            return
+    raise NotHermitianError(
+        "storage 'hermitian' was promised, and A differs from its conjugate transpose by more than rounding: pass "
+        "(A + A.conj().T) / 2 if that is what is meant, or storage='general'"
+    )
 
 
 def check_same_shape(array: Array, like: Array, what: str) -> Array:

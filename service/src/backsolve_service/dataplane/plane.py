@@ -258,7 +258,7 @@ class DataPlane:
             methods=tuple(name for name in methods(self.config.device) if name not in self.config.unfit),
             preconditioners=preconditioners(),
             limits=self.limits,
-            extensions=("vjp", "jvp", "batch", "values-only", "values-brought", "update"),
+            extensions=("vjp", "jvp", "batch", "values-only", "values-brought", "update", "storage"),
             http_port=self.config.http_port,
             grpc_port=self.config.grpc_port,
             unix_http=self.config.unix_http,

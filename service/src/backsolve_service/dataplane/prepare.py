@@ -16,6 +16,7 @@ from backsolve.errors import (
     NotSupportedError,
     SingularMatrixError,
 )
+from backsolve.storage import general
 from backsolve.types import Options
 
 from ..cache.entries import MatrixEntry, PatternEntry
@@ -172,7 +173,7 @@ class Preparer:
         def empty() -> Symbolic:
             from ..engine.krylov.recycling import Recycling  # noqa: PLC0415  (few calls recycle)
 
-            return Recycling(entry.pattern.pattern, count, dtype)
+            return Recycling(general(entry.pattern.pattern), count, dtype)
 
         key = ("recycle", count, dtype.name)
         found = self._cache.get_symbolic(entry.pattern, key, lambda: self._scheduler.order(empty), context)
@@ -361,7 +362,8 @@ class Preparer:
 
     def _analyze(self, choice: Choice, entry: MatrixEntry[FactorRef], *, here: bool) -> Order[Symbolic]:
         self._telemetry.count("analyses")
-        return self._scheduler.order_analysis(choice.spec, entry.pattern.pattern, tenant=entry.tenant, here=here)
+        pattern = general(entry.pattern.pattern)
+        return self._scheduler.order_analysis(choice.spec, pattern, tenant=entry.tenant, here=here)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":

@@ -10,7 +10,8 @@ from backsolve.errors import InvalidPatternError
 from backsolve.kinds.base import NUMPY, apply
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
-from backsolve.types import Array, Trans
+from backsolve.storage import full, general
+from backsolve.types import Array, Storage, Trans
 
 from .direct.condition import inverse_norm
 from .lazy import lazy
@@ -28,15 +29,20 @@ class Operand:
     The certificate is computed with it, so its arithmetic is never less than double.
 
     Args:
-        matrix: the numbers.
+        matrix: the numbers as they were sent. From here on there are all entries: what storage "lower" leaves out
+            is filled in, on `pattern` and in `values`.
         base: of an update the matrix that it stands on, made ready already; by default made here.
+
+    Raises:
+        NotHermitianError: storage "lower" with a diagonal that is not real.
     """
 
     def __init__(self, matrix: Matrix, base: "Operand | None" = None) -> None:
         self.matrix = matrix
         self.base = Operand(matrix.base) if base is None and matrix.base is not None else base
-        self.pattern: AnyPattern = matrix.pattern
-        self.values = matrix.values
+        self.pattern: AnyPattern = general(matrix.pattern)
+        self.values = _all_entries(matrix)
+        self.stored: Storage = matrix.pattern.storage
         self.m = matrix.m
         self.n = matrix.n
         self.batch = matrix.batch
@@ -108,7 +114,8 @@ class Operand:
     def nbytes(self) -> int:
         """Bytes of the values and of the float64 copy, if there is one; those of a base are its own."""
         copied = 0 if self.dtype == self.wide_dtype else self.values.size * self.wide_dtype.itemsize
-        return int(self.values.nbytes) + copied
+        sent = 0 if self.values is self.matrix.values else self.matrix.values.nbytes
+        return int(self.values.nbytes + sent) + copied
 
     def check_same_pattern(self, other: "Operand") -> None:
         """Refuse a matrix on another pattern.
@@ -123,7 +130,7 @@ class Operand:
         """Its kind and size without its numbers, for a factor that never looks at them: zeros that take no room."""
         made = object.__new__(Operand)
         made.pattern, made.n, made.batch, made.dtype = self.pattern, self.n, self.batch, self.dtype
-        made.base = self.base
+        made.base, made.stored = self.base, self.stored
         made.values = np.broadcast_to(np.zeros((), dtype=self.dtype), self.values.shape)
         return made
 
@@ -165,6 +172,13 @@ class Operand:
         if isinstance(self.pattern, StructuredPattern):
             return self.pattern.split(values)
         return values
+
+
+def _all_entries(matrix: Matrix) -> Array:
+    pattern = matrix.pattern
+    if pattern.storage != "lower" or isinstance(pattern, StructuredPattern):
+        return matrix.values
+    return full(pattern).expand(matrix.values)
 
 
 def _updated_norms(a: Operand) -> tuple[float, float]:

@@ -171,7 +171,8 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         # Its own method uses none of these, and no other takes it.
         return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
     positive = facts.full_diagonal and _positive(diagonals(operand))
-    hermitian = facts.symmetric_pattern and _all_hermitian(operand, conjugate=True)
+    # What was filled in from one triangle needs no comparison.
+    hermitian = operand.stored == "lower" or (facts.symmetric_pattern and _all_hermitian(operand, conjugate=True))
     real = operand.dtype.kind != "c"
     symmetric = hermitian if real else facts.symmetric_pattern and _all_hermitian(operand, conjugate=False)
     return Structure(

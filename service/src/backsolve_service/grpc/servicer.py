@@ -7,6 +7,7 @@ from backsolve._rpc import calls, framing, replies, streams
 from backsolve._transports.base import SolveReply, VjpReply
 from backsolve.errors import PayloadTooLargeError
 from backsolve.pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
+from backsolve.types import Storage
 from backsolve.v1 import solver_pb2 as solver
 
 from ..arriving import LEAST_BYTES, UploadDigests
@@ -52,7 +53,10 @@ def _digests(header: solver.PutRequest, held: AnyPattern | None) -> UploadDigest
     if layout is None or framing.payload_bytes(header) < LEAST_BYTES:
         return None
     shape = (header.n, header.columns if header.HasField("columns") else header.n)
-    return UploadDigests(layout, shape if held is None else None, framing.kinds(header))
+    storage: Storage = next(
+        (name for name, number in calls.STORAGE_TO_WIRE.items() if number == header.storage), "general"
+    )
+    return UploadDigests(layout, shape if held is None else None, storage, framing.kinds(header))
 
 
 @final

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backsolve._rest.body import Span, announced
-from backsolve._rest.messages import read_shape
+from backsolve._rest.messages import read_shape, read_storage
 from backsolve.errors import BacksolveError
 from backsolve.fingerprint import Taken
 from backsolve.pattern import DensePattern, Pattern, StructuredPattern
@@ -88,9 +88,12 @@ class BodyDigests:
             alone = bool(document.get("values_only"))
             layout = self._held_layout() if alone else document.get("layout")
             shape = read_shape(document["shape"]) if layout == "csr" and not alone and "shape" in document else None
+            storage = "general" if shape is None else read_storage(document, shape)
         except BacksolveError:
             return []
         if layout not in _LAYOUTS:
             return []
-        self._digests = UploadDigests(layout, shape, {name: (span.dtype, span.shape) for name, span in spans.items()})
+        self._digests = UploadDigests(
+            layout, shape, storage, {name: (span.dtype, span.shape) for name, span in spans.items()}
+        )
         return sorted(spans.items(), key=lambda item: item[1].begin)

@@ -153,7 +153,9 @@ def _matrices() -> dict[str, Any]:
         "schema": {"oneOf": [ref("Matrix"), ref("StructuredMatrix")]},
         "example": {"values": [[4.0, 1.0], [1.0, 3.0]]},
     }
-    content[MEDIA_TYPE] = _binary("`values`, and `indptr`, `indices` of a CSR matrix", "`shape`, optional")
+    content[MEDIA_TYPE] = _binary(
+        "`values`, and `indptr`, `indices` of a CSR matrix", "`shape` and `storage`, optional"
+    )
     upload["parameters"].append(_shared())
     upload["requestBody"] = _body(content)
     upload["responses"] = _stored(_UPLOAD_ERRORS)
@@ -162,7 +164,7 @@ def _matrices() -> dict[str, Any]:
         {
             MEDIA_TYPE: _binary(
                 "`values`, `indptr`, `indices`",
-                "`layout`, and `shape` or `kind` and `dims`, and `base` of an update, a matrix held; "
+                "`layout`, and `shape` (and `storage`) or `kind` and `dims`, and `base` of an update, a matrix held; "
                 "or `values_only` beside a pattern held",
             )
         }

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from backsolve._rest.body import parse_json
 from backsolve._rest.documents import certificate_to_json, check_keys, options_from_json, ref_from_key
-from backsolve._rest.messages import read_shape, read_structured, read_want
+from backsolve._rest.messages import read_shape, read_storage, read_structured, read_want
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NotAcceptableError
 from backsolve.kinds.base import NUMPY, join
 from backsolve.matrix import Matrix
 from backsolve.types import DTYPES, Array, MatrixRef
 
-from .assemble import compressed, dense
+from .assemble import compressed, dense, shape_of
 
 MAX_BYTES = 8 << 20
 """Largest JSON body: parsing it holds the interpreter for about 0.1 s."""
@@ -28,7 +28,7 @@ MAX_NUMBERS = 1 << 18
 """Most numbers that a JSON reply lists, for the same reason."""
 
 _DTYPE_NAMES = tuple(dtype.name for dtype in DTYPES)
-_ENTRIES_KEYS = ("values", "shape", "indptr", "indices", "dtype")
+_ENTRIES_KEYS = ("values", "shape", "indptr", "indices", "storage", "dtype")
 _STRUCTURED_KEYS = ("kind", "dims", "parameters", "dtype")
 MATRIX_KEYS = (*_ENTRIES_KEYS, *_STRUCTURED_KEYS[:-1])
 """Of a matrix written out: by its entries, or by its parameters."""
@@ -103,9 +103,10 @@ def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
     if "indptr" not in document and "indices" not in document:
         if "shape" in document and read_shape(document["shape"]) != values.shape[-2:]:
             raise InvalidShapeError('"shape" is not that of "values"; a sparse matrix needs "indptr" and "indices" too')
-        return dense(values)
+        return dense(values, read_storage(document, shape_of(values)))
     indptr, indices = (_integers(document.get(name), name) for name in ("indptr", "indices"))
-    return compressed(values, indices, indptr, read_shape(document.get("shape")))
+    shape = read_shape(document.get("shape"))
+    return compressed(values, indices, indptr, shape, read_storage(document, shape))
 
 
 def _structured(document: Mapping[str, Any], dtype: "np.dtype[Any]") -> Matrix:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from backsolve.kinds import names
-from backsolve.types import DTYPES, TRANS, Status
+from backsolve.types import DTYPES, STORAGES, TRANS, Status
 
 from .problems import REASONS
 
@@ -110,6 +110,13 @@ SCHEMAS: dict[str, Schema] = {
             "shape": _SHAPE,
             "indptr": _described(_INTEGERS, "CSR row offsets"),
             "indices": _described(_INTEGERS, "CSR columns, in any order"),
+            "storage": {
+                "enum": list(STORAGES),
+                "default": "general",
+                "description": "of A = Aᴴ: hermitian, all entries are there; lower, those on and below the diagonal "
+                "count (rows of a dense matrix are given in full). Gradients are of what is stored; those of a dense "
+                "lower triangle, like its tangents, are its rows one after the other, each as far as the diagonal",
+            },
             "dtype": _DTYPE,
         },
         ("values",),
@@ -183,6 +190,7 @@ SCHEMAS: dict[str, Schema] = {
             "ref": _KEY,
             "layout": {"enum": ["csr", "dense", "structured"]},
             "shape": _SHAPE,
+            "storage": {"enum": list(STORAGES)},
             "nnz": _COUNT,
             "dtype": _DTYPE,
             "batch": {"oneOf": [_COUNT, {"type": "null"}]},

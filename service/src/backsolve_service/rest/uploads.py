@@ -19,7 +19,7 @@ from scipy.io import mmread
 from scipy.sparse import coo_array, csc_array
 
 from backsolve._rest.body import MEDIA_TYPE, decode
-from backsolve._rest.messages import read_shape
+from backsolve._rest.messages import read_shape, read_storage
 from backsolve.canonical import canonicalise, native
 from backsolve.errors import (
     BacksolveError,
@@ -34,7 +34,7 @@ from backsolve.matrix import Matrix
 from backsolve.types import Array
 
 from . import people
-from .assemble import Shape, check_size, compressed, dense
+from .assemble import Shape, check_size, compressed, dense, shape_of
 from .media import JSON
 
 _WHOLE_BODY = 0.9
@@ -87,10 +87,12 @@ def _from_safetensors(body: NDArray[np.uint8], limit: int) -> Matrix:
     if "values" not in tensors:
         raise MalformedError('the body has no tensor "values"')
     if "indptr" not in tensors or "indices" not in tensors:
-        return dense(tensors["values"])
+        values = tensors["values"]
+        return dense(values, read_storage(message.document, shape_of(values)))
     n = max(tensors["indptr"].size - 1, 0)
     shape = read_shape(message.document.get("shape", [n, n]))
-    return compressed(tensors["values"], tensors["indices"], tensors["indptr"], shape)
+    storage = read_storage(message.document, shape)
+    return compressed(tensors["values"], tensors["indices"], tensors["indptr"], shape, storage)
 
 
 def _from_matrix_market(body: NDArray[np.uint8], limit: int) -> Matrix:
@@ -212,6 +214,7 @@ def describe(matrix: Matrix) -> dict[str, Any]:
     return {
         "layout": matrix.pattern.layout,
         "shape": list(matrix.pattern.shape),
+        "storage": matrix.pattern.storage,
         "nnz": matrix.pattern.nnz,
         "dtype": matrix.dtype.name,
         "batch": matrix.batch,
