@@ -1,5 +1,6 @@
 """Arrays of other libraries in and out of the client: without a copy, and without a way to what is cached."""
 
+import itertools
 import subprocess
 import sys
 import tracemalloc
@@ -17,6 +18,14 @@ from backsolve.errors import InvalidDtypeError, InvalidPatternError, NotSupporte
 from backsolve.types import Holding, MatrixRef, ServerInfo
 from backsolve_service.embedded import EmbeddedTransport
 from support.tensors import dense, rhs
+
+_seeds = itertools.count(562_097_814)
+
+
+def fresh() -> Tensor:
+    """A matrix that nothing in this process has solved with: its engine and cache are shared by all that is open."""
+    return dense(next(_seeds))
+
 
 A, B = dense(562_097_813), rhs(391_740_268, (6, 3))
 X = torch.linalg.solve(A, B).numpy()
@@ -115,14 +124,14 @@ def _address(array: Any) -> int:
 def test_the_engine_reads_the_callers_memory(watched: tuple[Client, Watched], library: str) -> None:
     """A once, for the copy that the cache owns; b, x and cotangents always."""
     client, transport = watched
-    made = MADE[library]
-    a, b, cotangent, x0 = made(A), made(B), made(B + 1), made(B + 2)
+    made, matrix = MADE[library], fresh()
+    a, b, cotangent, x0 = made(matrix), made(B), made(B + 1), made(B + 2)
     solution = client.solve(a, b)
-    np.testing.assert_allclose(solution.x, X, rtol=1e-10)
+    np.testing.assert_allclose(solution.x, torch.linalg.solve(matrix, B).numpy(), rtol=1e-10)
     assert {_address(a), _address(b)} <= transport.met
 
     gradients = client.vjp(a, solution.x, cotangent)
-    np.testing.assert_allclose(gradients.b, torch.linalg.solve(A.mT, B + 1).numpy(), rtol=1e-10)
+    np.testing.assert_allclose(gradients.b, torch.linalg.solve(matrix.mT, B + 1).numpy(), rtol=1e-10)
     assert _address(cotangent) in transport.met
     client.jvp(a, solution.x, b_tangent=x0)
     assert _address(x0) in transport.met
@@ -214,19 +223,20 @@ def test_a_view_that_means_other_numbers_than_it_stores(embedded: Client) -> Non
 @pytest.mark.parametrize("library", ["torch", "DLPack alone", "NumPy"])
 def test_writing_to_a_matrix_reaches_nothing_that_is_cached(embedded: Client, library: str) -> None:
     """The engine's own copy stays what its digest says; the new numbers are another matrix."""
-    tensor, again = A.clone(), A.clone()
+    tensor = fresh()
+    again, x = tensor.clone(), torch.linalg.solve(tensor, B).numpy()
     a = {"torch": tensor, "DLPack alone": Foreign(tensor), "NumPy": tensor.numpy()}[library]
     embedded.solve(a, B)  # before the handle is made, which has a copy of its own
     held = embedded.factorized(a)
     tensor.mul_(2.0)
     doubled = embedded.solve(a, B)
-    np.testing.assert_allclose(doubled.x, X / 2, rtol=1e-10)
+    np.testing.assert_allclose(doubled.x, x / 2, rtol=1e-10)
     assert not doubled.stats.factor_hit
     first = embedded.solve(again, B)
-    np.testing.assert_allclose(first.x, X, rtol=1e-10)
+    np.testing.assert_allclose(first.x, x, rtol=1e-10)
     assert first.stats.factor_hit
     assert first.stats.relative_residual < 1e-12
-    np.testing.assert_allclose(held.solve(B.numpy()), X, rtol=1e-10)
+    np.testing.assert_allclose(held.solve(B.numpy()), x, rtol=1e-10)
 
 
 def test_one_buffer_for_the_matrices_of_many_steps(embedded: Client) -> None:
