@@ -74,7 +74,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 8
+    assert len(PYTHON) == 9
     assert len(OTHER) == 5
 
 
@@ -132,6 +132,12 @@ def test_the_least_squares_example_tells_the_rank_and_solves_the_laplacian(tmp_p
     assert second == "(200, 30) (200,)"
     # By hand: x = (5, -1, -4) / 6 sums to zero, and its differences are 1 and 1/2.
     assert numbers(third) == pytest.approx([5 / 6, -1 / 6, -4 / 6], rel=1e-7)
+
+
+def test_the_jax_example_solves_under_jit_and_says_what_failed(tmp_path: Path):
+    solved, failed = run([sys.executable, "-c", PYTHON[8]], tmp_path).splitlines()
+    assert numbers(solved)[1] == 298
+    assert failed == "Status.SINGULAR_NUMERIC True"
 
 
 def test_make_demo_learns_and_draws(checkout: Path, tmp_path: Path):

@@ -73,4 +73,4 @@ def key_of(pattern: AnyPattern) -> Hashable:
     if isinstance(pattern, StructuredPattern):
         base = None if pattern.base is None else key_of(pattern.base)
         return (pattern.kind.name, pattern.dims, base)
-    return pattern.shape
+    return (pattern.shape, pattern.storage)

@@ -65,6 +65,12 @@ def _names(array: Array) -> str:
     return ", ".join(sorted(map(str, array.devices())))
 
 
+def packed(A: Array) -> Array:
+    """The lower triangles of `[*batch, n, n]`, each row as far as the diagonal, as storage "lower" has them."""
+    rows, columns = np.tril_indices(A.shape[-2], 0, A.shape[-1])
+    return A[..., rows, columns]
+
+
 def batch(values: Array, b: Array, x0: Array | None, entries: tuple[int, ...], n: int, name: str) -> Batch:
     """Fold any number of leading batch dimensions into one.
 

@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._adapter.rules import tangent_rhs
-from . import _fold, _host
+from . import _fold, _host, _words
 from ._asked import Asked
 from ._rules import ALGEBRA, varying_alike
 from .statistics import NAME_BYTES
@@ -117,16 +117,19 @@ def _placed(found: Sequence[np.ndarray[Any, Any]], operands: Sequence[Any]) -> l
 
 def _compiled(*operands: Array, asked: Asked) -> list[Array]:
     kinds = _shapes(operands[0], operands[1], asked)
-    shapes = [jax.ShapeDtypeStruct(*each) for each in kinds]  # type: ignore[no-untyped-call]
-    found: list[Array] = jax.pure_callback(partial(_called, asked), shapes, *operands)
-    return found
+    given = [(each.shape, each.dtype) for each in operands]
+    wanted = [_words.struct(*each) for each in kinds]
+    called = partial(_called, asked, given)
+    found: list[Array] = jax.pure_callback(called, wanted, *map(_words.packed, operands))
+    return [_words.unpacked(each, dtype) for each, (_, dtype) in zip(found, kinds, strict=True)]
 
 
-def _called(asked: Asked, *operands: Any) -> list[np.ndarray[Any, Any]]:
-    values, rhs, chosen, x0 = _arrays(operands)
+def _called(asked: Asked, given: Sequence[tuple[Any, Any]], *operands: Any) -> list[np.ndarray[Any, Any]]:
+    numbers = [_words.numbers(each, *kind) for each, kind in zip(operands, given, strict=True)]
+    values, rhs, chosen, x0 = _arrays(numbers)
     # Copies of what a worker may still look at when this call has run out of time, and its memory is gone.
     start = None if x0 is None else x0.copy()
-    return list(_host.answer(asked, values, rhs.copy(), chosen, start, "nan"))
+    return [_words.words(each) for each in _host.answer(asked, values, rhs.copy(), chosen, start, "nan")]
 
 
 solve_p.def_abstract_eval(_abstract)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from ..options import SolveOptions as CallOptions
 from ..options import make_options
 from ..pattern import AnyPattern, DensePattern, Pattern, check_square, parameters
 from ..retry import UNSET, Timeout
-from ..types import OnFailure
+from ..types import OnFailure, Storage
 from . import _inputs, _sparse
 from ._asked import Asked, key_of
 from ._options import SolveOptions
@@ -27,6 +27,7 @@ def solve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SolveOptions],
 ) -> Array: ...
@@ -36,6 +37,7 @@ def solve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage = ...,
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Array, Stats]: ...
@@ -44,6 +46,7 @@ def solve(
     b: Any,
     *,
     x0: Any = None,
+    storage: Storage = "general",
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure | None = None,
@@ -56,10 +59,10 @@ def solve(
     One factor serves the solve, its gradient (one more solve) and a Hessian-vector product (two more). Under
     `vmap` there is one request: of mapped right-hand sides a block of columns, of mapped matrices a batch.
 
-    Inside of `jit` (and of what compiles its body: `lax.scan`, `lax.map`, `pmap`) there are no exceptions: an
-    answer that is none is NaN, with its status in `Stats`; numbers that are not finite make NaN of their own system
-    alone. What no status can say, such as a server that is not there or an option that the method does not use, stops
-    the program there too, as JAX's own error with the reason in its text.
+    Inside of `jit` (and of what compiles its body: `lax.scan`, `lax.map`, `pmap`) there are no exceptions: an answer
+    that is none is NaN, with its status in `Stats`; numbers that are not finite make NaN of their own system alone (of
+    one matrix: of their own column). What no status can say, such as a server that is not there or an option that the
+    method does not use, stops the program there too, as JAX's own error with the reason in its text.
 
     Args:
         A: `[*batch, n, n]` dense, or a BCOO or BCSR of one matrix or of a batch on one pattern. The
@@ -67,6 +70,9 @@ def solve(
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; of A's type.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
+        storage: "general"; or of an A that equals its conjugate transpose "hermitian" (all of it is given; its
+            gradient is Hermitian) or "lower" (the part above the diagonal is not read, half the bytes are sent,
+            and an entry's gradient has both of its places); see `backsolve.storage`.
         client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise", "warn" or
@@ -91,12 +97,14 @@ def solve(
     """
     pattern: AnyPattern
     if isinstance(A, BCOO | BCSR):
-        values, pattern = _sparse.extract(A)
+        values, general = _sparse.extract(A)
+        pattern = general.stored(storage)
     else:
         values = _inputs.array(A, "A")
         if values.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(values.shape)}")
-        pattern = DensePattern((values.shape[-2], values.shape[-1]))
+        pattern = DensePattern((values.shape[-2], values.shape[-1]), storage)
+        values = _inputs.packed(values) if storage == "lower" else values
     asked = Asked(key_of(pattern), pattern, make_options(**options), client, timeout, on_failure, observe)
     return _solve(values, b, x0, asked, return_stats, "A")
 
@@ -108,6 +116,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SolveOptions],
 ) -> Array: ...
@@ -118,6 +127,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Array, Stats]: ...
@@ -127,6 +137,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = None,
+    storage: Storage | None = None,
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure | None = None,
@@ -143,6 +154,7 @@ def spsolve(
         values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
         pattern: where the values are; see `backsolve.Pattern.from_csr`.
         b: vectors if `b.ndim == values.ndim`, `[*batch, n]`; columns `[*batch, n, k]` if one more.
+        storage: None: that of the pattern, e.g. `Pattern.from_csr(tril(A), storage="lower")`.
         x0, client, timeout, on_failure, return_stats, observe, options: as for `solve`.
 
     Returns:
@@ -154,6 +166,7 @@ def spsolve(
     """
     if not isinstance(pattern, Pattern):
         raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
+    pattern = pattern if storage is None else pattern.stored(storage)
     if isinstance(values, BCOO | BCSR):
         raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to solve(A, b)")
     asked = Asked(key_of(pattern), pattern, make_options(**options), client, timeout, on_failure, observe)
