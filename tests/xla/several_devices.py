@@ -61,6 +61,19 @@ with Client("embedded") as client:
     )
     close(jax.jit(unchecked)(A, B), truth)
 
+    # The other way round: matrices of their own, and one right-hand side for all.
+    matrices = jnp.stack([A, 2 * A, A.T, A + 1])
+    others = jax.shard_map(
+        lambda a, b: jax.vmap(lambda a: one(a, b))(a), mesh=mesh, in_specs=(Spec("i"), Spec()), out_specs=Spec("i")
+    )
+    each = jax.vmap(jnp.linalg.solve, (0, None))
+    for wrap in (lambda f: f, jax.jit):
+        close(wrap(others)(matrices, B[0]), each(matrices, B[0]))
+        close(
+            wrap(jax.grad(lambda a, b: (others(a, b) ** 2).sum(), (0, 1)))(matrices, B[0]),
+            jax.grad(lambda a, b: (each(a, b) ** 2).sum(), (0, 1))(matrices, B[0]),
+        )
+
     # Statistics inside of shard_map.
     def reported(a, b):
         x, stats = solve(a, b, client=client, return_stats=True)

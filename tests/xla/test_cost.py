@@ -157,6 +157,16 @@ def test_wide_blocks_do_not_form_all_products_at_once(embedded: Client, monkeypa
     close(product(1), product(1 << 20), rtol=1e-12)
 
 
+def test_two_patterns_in_one_program(embedded: Client) -> None:
+    """As many numbers in the same shape: only the pattern tells one solve from the other."""
+    lower, upper = (
+        Pattern([0, *ends], indices, (2, 2)) for ends, indices in (([1, 3], [0, 0, 1]), ([2, 3], [0, 1, 1]))
+    )
+    v, b = jnp.array([2.0, 3.0, 5.0]), jnp.array([1.0, 7.0])
+    f = jax.jit(lambda v: (spsolve(v, lower, b, client=embedded), spsolve(v, upper, b, client=embedded)))
+    close(f(v), (reference(scattered(v, lower), b), reference(scattered(v, upper), b)))
+
+
 def test_a_pattern_is_compiled_for_once(embedded: Client) -> None:
     traced: list[int] = []
 

@@ -6,9 +6,24 @@
 
 Works under `jit`, `vmap`, `grad`, `jvp` and whatever is made of them, to every order. Outside of `jit`
 failures are exceptions of `backsolve.errors`; inside they are NaN and a status (`return_stats=True`).
+
+`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably.
 """
 
 from .functional import solve, spsolve
+from .least_squares import lstsq, splstsq
 from .statistics import Stats
+from .structured import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz
 
-__all__ = ["Stats", "solve", "spsolve"]
+__all__ = [
+    "Circulant",
+    "Kronecker",
+    "LowRankPlusDiagonal",
+    "LowRankUpdate",
+    "Stats",
+    "Toeplitz",
+    "lstsq",
+    "solve",
+    "splstsq",
+    "spsolve",
+]

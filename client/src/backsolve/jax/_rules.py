@@ -4,15 +4,17 @@ Tangents alone: JAX transposes them, and so has each gradient in its own convent
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .._adapter import rules
 from .._adapter.rules import Algebra
-from ..kinds.base import Ops
-from ..pattern import AnyPattern, Pattern
+from ..kinds.base import Operator, Ops, apply
+from ..pattern import AnyPattern, Pattern, StructuredPattern, parameters
 
 _MOST: Final = 1 << 20
 """Products formed at a time: bounds the scratch memory of a wide block of right-hand sides."""
@@ -71,6 +73,34 @@ def _systems(x: Array) -> int:
 
 
 ALGEBRA: Final[Algebra] = Algebra(OPS, outer, product, _conj, jnp.zeros_like)
+
+
+def tangent_rhs(
+    pattern: AnyPattern, operator: Operator, dvalues: Array | None, x: Array, db: Array | None, values: Array
+) -> Array:
+    """As `rules.tangent_rhs`, where one of the tangents is there; every step is linear in them to JAX too.
+
+    That of a structured matrix is JAX's own: what a kind has for it may be a product of two things that both move.
+    """
+    vectors = x.ndim == values.ndim - len(parameters(pattern)) + 1
+    if dvalues is None or not isinstance(pattern, StructuredPattern):
+        plain: Array = rules.tangent_rhs(ALGEBRA, pattern, operator, dvalues, x, db, vectors, values)
+        return plain
+    block = rules.columns(x, vectors)
+    _, moved = jax.jvp(lambda given: _structured(pattern, operator, given, block), (values,), (dvalues,))
+    change: Array = moved[..., 0] if vectors else moved
+    return -change if db is None else db - change
+
+
+def _structured(pattern: StructuredPattern, operator: Operator, values: Array, x: Array) -> Array:
+    """`op(A) x` of all parameters of a structured A; x is `[..., n, k]`."""
+    size = 0 if pattern.base is None else prod(pattern.base.entries)
+    found: Array = apply(pattern.kind, OPS, pattern.split(values[..., size:]), x, operator)
+    if pattern.base is None:
+        return found
+    of_base = values[..., :size].reshape((*values.shape[:-1], *pattern.base.entries))
+    total: Array = found + rules.operated(ALGEBRA, pattern.base, operator, of_base, x)
+    return total
 
 
 def varying_alike(*arrays: Array) -> tuple[Array, ...]:

@@ -8,7 +8,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from .._adapter.request import Observer
 from .._failure import check_choice
 from ..client import Client
-from ..errors import InvalidPatternError, InvalidShapeError
+from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError
 from ..options import SolveOptions as CallOptions
 from ..options import make_options
 from ..pattern import AnyPattern, DensePattern, Pattern, check_square, parameters
@@ -19,6 +19,7 @@ from ._asked import Asked, key_of
 from ._options import SolveOptions
 from ._primitive import bind
 from .statistics import Stats
+from .structured import Structured
 
 
 @overload
@@ -65,8 +66,9 @@ def solve(
     method does not use, stops the program there too, as JAX's own error with the reason in its text.
 
     Args:
-        A: `[*batch, n, n]` dense, or a BCOO or BCSR of one matrix or of a batch on one pattern. The
-            indices of a sparse A must be known when the function is traced: see `spsolve`.
+        A: `[*batch, n, n]` dense, a BCOO or BCSR of one matrix or of a batch on one pattern, or a structured matrix of
+            this package such as `LowRankPlusDiagonal`, whose parameters receive the gradient. The indices of a sparse A
+            must be known when the function is traced: see `spsolve`.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; of A's type.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
@@ -96,7 +98,14 @@ def solve(
     Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
     """
     pattern: AnyPattern
-    if isinstance(A, BCOO | BCSR):
+    if isinstance(A, Structured):
+        if storage != "general":
+            raise InvalidOptionError(
+                "storage is of dense and sparse matrices; this one is given by parameters: leave it out",
+                option="storage",
+            )
+        values, pattern = _inputs.array(A.values(), "A"), A.pattern
+    elif isinstance(A, BCOO | BCSR):
         values, general = _sparse.extract(A)
         pattern = general.stored(storage)
     else:
