@@ -4,9 +4,23 @@
     x = solve(A, b)                  # dense or tf.SparseTensor; real or complex; batched
     tape.gradient(loss(x), [A, b])   # one adjoint solve with the factor of the forward
 
-Works eagerly and in `tf.function`, with tapes and forward accumulators in any nesting.
+Works eagerly and in `tf.function`, with tapes and forward accumulators in any nesting. `LinearSolve`
+is a layer of Keras, which is imported with it alone.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .functional import solve, spsolve
 
-__all__ = ["solve", "spsolve"]
+if TYPE_CHECKING:
+    from .layer import LinearSolve
+
+__all__ = ["LinearSolve", "solve", "spsolve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "LinearSolve":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .layer import LinearSolve  # noqa: PLC0415  (Keras would be loaded by those who do not use it)
+
+    return LinearSolve

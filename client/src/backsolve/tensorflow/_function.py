@@ -6,17 +6,25 @@ more, and derivatives are right to every order. One solve forward, one for a gra
 Hessian-vector product. A forward accumulator transposes the gradient's rule: two requests.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
+from uuid import uuid4
 
 import numpy as np
 import tensorflow as tf
 
 from .._adapter.request import ADJOINT
+from ..errors import NotSupportedError
 from ..kinds.base import Operator
 from ..types import Certificate
 from ._request import Asked, Operands, answer
 from ._rules import Place, Tensor, values_gradient
+
+_LOST: Final = (
+    "TensorFlow has dropped the gradient of a solve on its way: a gradient outside of tf.vectorized_map, or of a "
+    "Jacobian by pfor, or of a SavedModel. Use tf.map_fn, one solve for the whole batch, or "
+    "jacobian(experimental_use_pfor=False)"
+)
 
 NO_NOTE: Final = np.zeros(0, dtype=np.uint8)
 
@@ -37,9 +45,11 @@ class Where:
 
     def here(self) -> "Where":
         """The same in tensors of the graph that is being built."""
-        if self.place is None or self.indices is None or tf.executing_eagerly():
+        if self.place is None or tf.executing_eagerly():
             return self
-        return of_indices(tf.identity(self.indices), tf.identity(self.shape), self.place.static)
+        if self.indices is not None:
+            return of_indices(tf.identity(self.indices), tf.identity(self.shape), self.place.static)
+        return Where(replace(self.place, rows=tf.identity(self.place.rows), columns=tf.identity(self.place.columns)))
 
 
 @final
@@ -101,18 +111,31 @@ def _call(
         x, told, certificate = answer(asked, operands([np.asarray(tensor) for tensor in tensors]))
         with tf.device(rhs.device):
             return tf.convert_to_tensor(x), told, certificate
+    mark = uuid4().bytes
+
+    def called_back(told: Any, *arrays: Any) -> tuple[Any, ...]:
+        if told.tobytes() != mark:
+            # TensorFlow numbers such functions anew in every process.
+            raise NotSupportedError(
+                "this graph was saved in another process, and loaded without the function that solves: a SavedModel "
+                "cannot hold a solve; build the model from its code, or save the Keras model as .keras"
+            )
+        return answer(asked, operands(arrays))[:2]
+
+    marked = tf.constant(np.frombuffer(mark, dtype=np.uint8))
     # Stateless: a graph that does not need an answer need not ask for it.
-    x, told = tf.numpy_function(
-        lambda *arrays: answer(asked, operands(arrays))[:2], tensors, [rhs.dtype, tf.uint8], stateful=False
-    )
+    x, told = tf.numpy_function(called_back, [marked, *tensors], [rhs.dtype, tf.uint8], stateful=False)
     x.set_shape(rhs.shape)
     told.set_shape([None])
-    return x, told, None
+    # To TensorFlow x is a constant. Where it drops the rule that ties x to A and b, its gradient would be zero.
+    return tf.raw_ops.PreventGradient(input=x, message=_LOST), told, None
 
 
 def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, note: Tensor) -> Tensor:
     """x, as the solution that belongs to `values` and `rhs`."""
     returned: list[Tensor] = []
+    # The rule of a gradient may use what is in the graph of its solve, a branch or a body, not what that captured.
+    where, values, rhs = where.here(), _here(values), _here(rhs)
 
     @tf.custom_gradient
     def solution(values: Tensor, rhs: Tensor) -> tuple[Tensor, Any]:

@@ -30,6 +30,7 @@ def solve(
 def solve(
     A: Any, b: Any, *, x0: Any = ..., return_stats: Literal[True], **options: Unpack[SolveOptions]
 ) -> tuple[Tensor, Certificate]: ...
+@tf.autograph.experimental.do_not_convert
 def solve(
     A: Any,
     b: Any,
@@ -52,7 +53,9 @@ def solve(
 
     Eagerly, errors are those of `backsolve.errors`. A `tf.function` that solves raises
     TensorFlow's errors, with the name and the text of ours in theirs. XLA compiles no solve, and a
-    SavedModel can hold none: it would be loaded without the function that solves.
+    SavedModel holds none: it is loaded without the function that solves. `tf.vectorized_map` solves
+    one system at a time, and loses gradients that are taken outside of it, which is an error then:
+    use `tf.map_fn`, or better the whole batch in one solve.
 
     Args:
         A: `[*batch, n, n]` dense, or a `tf.SparseTensor` `[n, n]`, its indices in any order.
@@ -123,6 +126,7 @@ def spsolve(
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
+@tf.autograph.experimental.do_not_convert
 def spsolve(
     values: Any,
     pattern: Pattern,
