@@ -140,6 +140,14 @@ def test_the_jax_example_solves_under_jit_and_says_what_failed(tmp_path: Path):
     assert failed == "Status.SINGULAR_NUMERIC True"
 
 
+def test_the_tensorflow_example_prints_the_right_gradient(tmp_path: Path):
+    printed = numbers(run([sys.executable, "-c", PYTHON[9]], tmp_path))
+    # As in the first example, in single precision.
+    x, adjoint = [1.5, 2.0, 1.5], [5.0, 7.0, 5.0]
+    entries = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert printed == pytest.approx([8.5, *(-adjoint[i] * x[j] for i, j in entries)], rel=1e-5)
+
+
 def test_make_demo_learns_and_draws(checkout: Path, tmp_path: Path):
     assert "make demo" in MAKE[0].splitlines()
     printed = run(make("make demo", "ARGS=--steps 6"), tmp_path, checkout)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, tril
 
 import backsolve
-from backsolve import Client
+from backsolve import Client, Pattern
 from backsolve.errors import (
     BacksolveError,
     InvalidDtypeError,
@@ -23,7 +23,18 @@ from backsolve.errors import (
     SingularMatrixError,
 )
 from backsolve.tensorflow import solve, spsolve
-from support.tf_tensors import close, dense, gradients, numbers, places, reference, scattered, sparse_pattern, values_on
+from support.tf_tensors import (
+    close,
+    dense,
+    gradients,
+    numbers,
+    places,
+    products,
+    reference,
+    scattered,
+    sparse_pattern,
+    values_on,
+)
 
 PATTERN = sparse_pattern(462_907_138)
 A, B = dense(219_483_750), numbers(683_150_942, (5,))
@@ -63,6 +74,8 @@ def test_mixed_types_and_foreign_matrices_are_refused() -> None:
         solve(csr_array(A.numpy()), B)
     with pytest.raises(NotSupportedError, match="structured"):
         solve(backsolve.LowRankPlusDiagonal(np.ones(3), np.ones((3, 1))), B[:3])
+    with pytest.raises(NotSupportedError, match=r"storage belongs to a pattern"):
+        solve(A, B, storage="hermitian")
     with pytest.raises(InvalidShapeError, match=r"b is a SparseTensor.*to_dense"):
         solve(A, tf.sparse.from_dense(B))
 
@@ -125,6 +138,29 @@ def test_no_columns_and_a_batch_of_none(embedded: Client) -> None:
     assert solve(A, tf.zeros([5, 0], tf.float64), client=embedded).shape == (5, 0)
     a, b = tf.zeros([0, 5, 5], tf.float64), tf.zeros([0, 5], tf.float64)
     assert gradients(lambda a, b: solve(a, b, client=embedded), a, b)[0].shape == a.shape
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("storage", ["hermitian", "lower"])
+def test_storage_of_a_pattern(embedded: Client, storage: Any, dtype: str) -> None:
+    """The gradient is that of what is stored, to the second order."""
+    half = dense(529_170_846, dtype=dtype).numpy()
+    full = csr_array(half + half.conj().T)
+    stored = csr_array(tril(full)) if storage == "lower" else full
+    pattern = Pattern.from_csr(stored, storage=storage)
+    values, b = tf.constant(stored.data), numbers(601_483_927, (5,), dtype)
+
+    def truth(values: Any, b: Any) -> Any:
+        given = scattered(values, places(pattern), 5)
+        weight = 0.5 if storage == "hermitian" else np.tril(np.ones((5, 5)), -1) + 0.5 * np.eye(5)
+        given = given * tf.constant(weight, given.dtype)
+        return reference(given + tf.linalg.adjoint(given), b, "T")
+
+    def ours(values: Any, b: Any) -> Any:
+        return spsolve(values, pattern, b, trans="T", client=embedded)
+
+    for derivative in (gradients, products):
+        close(derivative(ours, values, b), derivative(truth, values, b), rtol=1e-9)
 
 
 # -- failures ------------------------------------------------------------------------------

@@ -38,13 +38,14 @@ def test_the_layer_solves_in_the_type_it_is_given(embedded: Client, dtype: str) 
 
 
 def test_training_learns(embedded: Client) -> None:
-    """By `fit`, whose step is a traced function that Keras would compile by XLA where it can."""
+    """By `fit`, whose step is a traced function, which Keras is told not to have compiled by XLA."""
     rng = np.random.default_rng(82_640_193)
     parameters, b = rng.standard_normal((64, 3)).astype("float32"), rng.standard_normal((64, 5)).astype("float32")
     keras.utils.set_random_seed(470_915_283)
     target = _model(client=embedded).predict([parameters, b], verbose=0)
     model = _model(client=embedded)
-    model.compile(keras.optimizers.Adam(0.05), "mse")
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=True)
     history = model.fit([parameters, b], target, epochs=12, batch_size=16, verbose=0).history["loss"]
     assert history[-1] < 0.2 * history[0]
 
@@ -81,5 +82,6 @@ def test_bad_options_are_refused() -> None:
         LinearSolve(tolerance=1e-3)
     with pytest.raises(InvalidOptionError, match="trans"):
         LinearSolve(trans="X")
+    assert not LinearSolve().supports_jit
     assert LinearSolve(name="inner", trans="T").name == "inner"
     assert tf.executing_eagerly()

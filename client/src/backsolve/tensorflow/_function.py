@@ -134,21 +134,20 @@ def _call(
 def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, note: Tensor) -> Tensor:
     """x, as the solution that belongs to `values` and `rhs`."""
     returned: list[Tensor] = []
-    # The rule of a gradient may use what is in the graph of its solve, a branch or a body, not what that captured.
-    where, values, rhs = where.here(), _here(values), _here(rhs)
+    # The rule may use what is in the graph of its solve, a branch or a body, and not what that graph captured; a
+    # derivative of the rule may be built in a third graph, for which the same holds.
+    where, values, rhs, x, note = where.here(), _here(values), _here(rhs), _here(x), _here(note)
 
     @tf.custom_gradient
     def solution(values: Tensor, rhs: Tensor) -> tuple[Tensor, Any]:
         def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
             """`Mᴴ λ = grad`; then `∂rhs = λ` and `∂values` on the stored entries."""
-            # A derivative of this rule may be built in a third graph, which sees this one's tensors only.
-            place, a, b = where.here(), _here(values), _here(rhs)
-            lam = solve(asked.pulled_back(), place, a, _dense(grad), None, _here(note)).x
+            lam = solve(asked.pulled_back(), where, values, _dense(grad), None, note).x
             # What the caller was given, so that its cotangents and those of this rule are solved with at once.
             # A forward accumulator runs the rule before that; x is tied anew then.
-            answer = _here(returned[0]) if returned else _tied(asked, place, a, b, _here(x), _here(note))
-            vectors = b.shape.rank == a.shape.rank - (2 if where.place is None else 1) + 1
-            return values_gradient(place.place, asked.pattern, _operator(asked), lam, answer, vectors), lam
+            answer = returned[0] if returned else _tied(asked, where, values, rhs, x, note)
+            vectors = rhs.shape.rank == values.shape.rank - (2 if where.place is None else 1) + 1
+            return values_gradient(where.place, asked.pattern, _operator(asked), lam, answer, vectors), lam
 
         return tf.identity(x), pull
 

@@ -122,9 +122,8 @@ def _canonical(asked: Asked, given: Operands) -> tuple[Array, AnyPattern]:
 def _entries(indices: Array, shape: tuple[int, int]) -> Entries:
     """Where stored entries in any order lie; a pattern that was met before is found again with its digest."""
     rows, columns = indices[:, 0], indices[:, 1]
-    above, beside = np.diff(rows), np.diff(columns)
     inside = indices.size == 0 or (indices.min() >= 0 and rows.max() < shape[0] and columns.max() < shape[1])
-    if not inside or not bool(np.all((above > 0) | ((above == 0) & (beside > 0)))):
+    if not inside or np.any(rows[1:] < rows[:-1]):
         return from_coordinates(rows, columns, shape)
     indptr = np.zeros(shape[0] + 1, dtype=np.int64)
     np.cumsum(np.bincount(rows, minlength=shape[0]), out=indptr[1:])

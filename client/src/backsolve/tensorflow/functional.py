@@ -13,7 +13,7 @@ from ..options import SolveOptions as CallOptions
 from ..options import make_options
 from ..pattern import Pattern, check_square
 from ..retry import UNSET, Timeout
-from ..types import Certificate, OnFailure
+from ..types import Certificate, OnFailure, Storage
 from . import _inputs
 from ._function import Where, of_indices
 from ._function import solve as solved
@@ -24,11 +24,23 @@ from ._rules import Tensor, of_pattern
 
 @overload
 def solve(
-    A: Any, b: Any, *, x0: Any = ..., return_stats: Literal[False] = ..., **options: Unpack[SolveOptions]
+    A: Any,
+    b: Any,
+    *,
+    x0: Any = ...,
+    storage: Storage = ...,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SolveOptions],
 ) -> Tensor: ...
 @overload
 def solve(
-    A: Any, b: Any, *, x0: Any = ..., return_stats: Literal[True], **options: Unpack[SolveOptions]
+    A: Any,
+    b: Any,
+    *,
+    x0: Any = ...,
+    storage: Storage = ...,
+    return_stats: Literal[True],
+    **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
 @tf.autograph.experimental.do_not_convert
 def solve(
@@ -36,6 +48,7 @@ def solve(
     b: Any,
     *,
     x0: Any = None,
+    storage: Storage = "general",
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
@@ -62,6 +75,7 @@ def solve(
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's element type.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
+        storage: "general" alone; for Hermitian matrices give `spsolve` a pattern of such a storage.
         client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
@@ -79,7 +93,7 @@ def solve(
         InvalidShapeError: shapes do not fit, or A is not square.
         InvalidDtypeError: integers, half precision, or types that differ.
         InvalidPatternError: indices outside of A.
-        NotSupportedError: a structured matrix, or a function that XLA is to compile.
+        NotSupportedError: a structured matrix, another storage, or a function that XLA is to compile.
         BacksolveError: whatever the solve itself meets, in the forward or the backward (see
             `backsolve.errors`).
 
@@ -89,6 +103,10 @@ def solve(
         raise NotSupportedError(
             "structured matrices are not offered in TensorFlow: use backsolve.torch, backsolve.Client.solve, or the "
             "entries of the matrix"
+        )
+    if storage != "general":
+        raise NotSupportedError(
+            "in TensorFlow storage belongs to a pattern: use spsolve(values, Pattern.from_csr(..., storage=...), b)"
         )
     asked = Asked(client, None, make_options(**options), timeout, on_failure, observe, "A")
     if not isinstance(A, tf.SparseTensor):
@@ -113,6 +131,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SolveOptions],
 ) -> Tensor: ...
@@ -123,6 +142,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = ...,
+    storage: Storage | None = ...,
     return_stats: Literal[True],
     **options: Unpack[SolveOptions],
 ) -> tuple[Tensor, Certificate]: ...
@@ -133,6 +153,7 @@ def spsolve(
     b: Any,
     *,
     x0: Any = None,
+    storage: Storage | None = None,
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
@@ -150,6 +171,7 @@ def spsolve(
         pattern: where the values are; see `backsolve.Pattern.from_csr`.
         b: vectors if it has as many dimensions as values, `[*batch, n]`; columns `[*batch, n, k]`
             if one more.
+        storage: None: that of the pattern, e.g. `Pattern.from_csr(tril(A), storage="lower")`.
         x0, client, timeout, on_failure, return_stats, observe, options: as for `solve`.
 
     Returns:
@@ -161,6 +183,7 @@ def spsolve(
     """
     if not isinstance(pattern, Pattern):
         raise InvalidPatternError("pattern must be a backsolve.Pattern, e.g. Pattern.from_csr(A)")
+    pattern = pattern if storage is None else pattern.stored(storage)
     check_square(pattern)
     asked = Asked(client, pattern, make_options(**options), timeout, on_failure, observe, "values")
     given = _inputs.tensor(values, "values")
@@ -185,8 +208,7 @@ def _solve(
     m, n = tuple(values.shape[-2:]) if place is None else place.static
     if m is not None and n is not None and m != n:
         raise InvalidShapeError(f"A must be square, its shape is {(m, n)}; use lstsq for other shapes")
-    # The answer does not depend on where the iteration began.
-    start = None if x0 is None else tf.stop_gradient(tf.cast(_inputs.tensor(x0, "x0"), rhs.dtype))
+    start = None if x0 is None else tf.cast(_inputs.tensor(x0, "x0"), rhs.dtype)
     fault = _inputs.shapes(values, rhs, start, entries, m if n is None else n)
     if fault is not None:
         raise InvalidShapeError(f"{asked.name} {fault}")
