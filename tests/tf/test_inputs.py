@@ -159,6 +159,8 @@ def test_storage_of_a_pattern(embedded: Client, storage: Any, dtype: str) -> Non
     def ours(values: Any, b: Any) -> Any:
         return spsolve(values, pattern, b, trans="T", client=embedded)
 
+    named = spsolve(values, Pattern.from_csr(stored), b, storage=storage, trans="T", client=embedded)
+    close(named, ours(values, b))
     for derivative in (gradients, products):
         close(derivative(ours, values, b), derivative(truth, values, b), rtol=1e-9)
 
