@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from backsolve import Client
+from backsolve import Client, Pattern
 from backsolve.errors import InvalidOptionError
 from backsolve.tensorflow import LinearSolve
 from support.tf_tensors import close, dense, numbers, places, reference, scattered, sparse_pattern, values_on
@@ -61,6 +61,13 @@ def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
     assert dict(layer.options) == {"trans": "T", "rtol": 1e-4}
     given = [numbers(770_183_425, (4, 3), "float32"), numbers(26_509_178, (4, 5), "float32")]
     close(loaded(given), model(given), rtol=1e-6)
+
+
+def test_the_storage_of_a_pattern_is_kept() -> None:
+    pattern = Pattern([0, 1, 3], [0, 0, 1], (2, 2), storage="lower")
+    layer = LinearSolve.from_config(LinearSolve(pattern, method="cholesky").get_config())
+    values, b = tf.constant([2.0, 1.0, 3.0]), tf.constant([5.0, 10.0])
+    close(layer(values, b), tf.constant([1.0, 3.0]), rtol=1e-6)
 
 
 def test_a_client_is_not_saved(embedded: Client, tmp_path: Path) -> None:

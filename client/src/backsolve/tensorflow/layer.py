@@ -87,6 +87,7 @@ class LinearSolve(keras.layers.Layer):
                 "indptr": self.pattern.indptr.tolist(),
                 "indices": self.pattern.indices.tolist(),
                 "shape": list(self.pattern.shape),
+                "storage": self.pattern.storage,
             }
         return config
 
@@ -95,5 +96,7 @@ class LinearSolve(keras.layers.Layer):
         """The layer that `get_config` has told of."""
         given = dict(config)
         stored = given.pop("pattern")
-        pattern = None if stored is None else Pattern(stored["indptr"], stored["indices"], tuple(stored["shape"]))
+        pattern = None
+        if stored is not None:
+            pattern = Pattern(stored["indptr"], stored["indices"], tuple(stored["shape"]), stored["storage"])
         return cls(pattern, **given)
