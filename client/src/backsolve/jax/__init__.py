@@ -7,11 +7,13 @@
 Works under `jit`, `vmap`, `grad`, `jvp` and whatever is made of them, to every order. Outside of `jit`
 failures are exceptions of `backsolve.errors`; inside they are NaN and a status (`return_stats=True`).
 
-`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably.
+`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably. `hvp` and `gnvp` are
+products with second derivatives of functions that solve.
 """
 
 from .functional import solve, spsolve
 from .least_squares import lstsq, splstsq
+from .products import gnvp, hvp
 from .statistics import Stats
 from .structured import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz
 
@@ -22,6 +24,8 @@ __all__ = [
     "LowRankUpdate",
     "Stats",
     "Toeplitz",
+    "gnvp",
+    "hvp",
     "lstsq",
     "solve",
     "splstsq",
