@@ -9,6 +9,7 @@ The data are simulated from a known conductivity without noise, so that the answ
 The framework gives the loss and its gradient alone; physics and optimiser are the same for each.
 
     python examples/heat_inverse.py
+    python examples/heat_inverse.py --framework jax        # or tensorflow: the same losses
     BACKSOLVE_URL=http://127.0.0.1:8080 python examples/heat_inverse.py    # the same on a server
 """
 
@@ -30,7 +31,7 @@ from heat_picture import Scene, draw
 from heat_problem import EXPERIMENTS, Experiment, Floats, HeatEquation, Mesh, Misfit
 
 LEARNING_RATE = 0.1
-FRAMEWORKS: Final = ("torch",)
+FRAMEWORKS: Final = ("torch", "jax", "tensorflow")
 
 
 @final

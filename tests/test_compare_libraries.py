@@ -12,12 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = [
-    "backsolve (torch)",
-    pytest.param(
-        "backsolve (jax)", marks=pytest.mark.skipif(find_spec("backsolve.jax") is None, reason="no backsolve.jax")
-    ),
-]
+OURS = ["backsolve (torch)", "backsolve (jax)"]
 WITHIN = {"x": 1e-10, "gradient": 1e-9, "HVP": 1e-8, "jvp": 1e-9, "vmap b": 1e-10, "vmap A": 1e-10}
 
 

@@ -17,7 +17,8 @@ from scripts.remote_demo import TOLERANCE, worst_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 300
-FRAMEWORKS = ("torch",)
+FRAMEWORKS = ("torch", "jax", "tensorflow")
+SHORT = 50
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,39 @@ def test_other_losses_would_be_noticed(full: Run):
     assert worst_difference(full.losses, full.losses) == 0
     assert worst_difference(full.losses, other) > TOLERANCE
     assert worst_difference(full.losses, other[:-1]) is None
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Fewer steps, by each framework: the demo with another source of gradients."""
+    return {framework: steps_by(framework, tmp_path_factory.mktemp(framework)) for framework in FRAMEWORKS}
+
+
+def steps_by(framework: str, folder: Path) -> Run:
+    command = [sys.executable, str(ROOT / "examples" / "heat_inverse.py"), "--framework", framework, "--no-plot"]
+    command += ["--steps", str(SHORT), "--losses", str(folder / "losses.json")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKSOLVE_")}
+    environment |= {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return Run(json.loads((folder / "losses.json").read_text()), done.stdout, folder)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS[1:])
+def test_every_framework_loses_the_same(short: dict[str, Run], framework: str):
+    losses = short[framework].losses
+    assert len(losses) == SHORT
+    assert losses[-1] < 0.01 * losses[0]
+    worst = worst_difference(short["torch"].losses, losses)
+    assert worst is not None
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_framework_asks_for_as_much(short: dict[str, Run], framework: str):
+    run = short[framework]
+    assert printed_numbers(run, "solves  ") == [320 * SHORT, 20 * SHORT, 20 * SHORT, 8]
+    assert printed_numbers(run, "factorizations") == [SHORT]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -1,0 +1,63 @@
+"""An error that the server raises arrives in each framework as an exception with the reason, eager and compiled."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backsolve import Client
+from backsolve.errors import BacksolveError, NotConvergedError, SingularMatrixError
+from frameworks.adapters import Adapter, Function
+from frameworks.cases import SINGLE, Case
+
+ways = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+each_kind = pytest.mark.parametrize("case", SINGLE, ids=str)
+
+
+def prepared(framework: Adapter, f: Function, compiled: bool) -> Function:
+    return framework.compiled(f) if compiled else f
+
+
+def singular(case: Case) -> np.ndarray:
+    """The values with a row of zeros."""
+    rows = case.pattern.rows if case.sparse else np.arange(case.pattern.n)[:, None]
+    return np.where(rows == 3, 0.0, case.values)
+
+
+@ways
+@each_kind
+def test_a_singular_matrix(framework: Adapter, case: Case, compiled: bool, client: Client) -> None:
+    f = prepared(framework, framework.solve(case, client, on_failure="raise"), compiled)
+    kind: Any = Exception if compiled else SingularMatrixError
+    with pytest.raises(kind, match="exactly singular"):
+        np.asarray(f(framework.array(singular(case)), framework.array(case.b)))
+    # What is wrong with one matrix is not held against the next.
+    assert np.isfinite(np.asarray(f(framework.array(case.values), framework.array(case.b)))).all()
+
+
+@ways
+@each_kind
+def test_an_answer_that_does_not_converge(framework: Adapter, case: Case, compiled: bool, client: Client) -> None:
+    options: dict[str, Any] = {"method": "gmres", "maxiter": 1, "rtol": 1e-14, "on_failure": "raise"}
+    f = prepared(framework, framework.solve(case, client, **options), compiled)
+    kind: Any = Exception if compiled else NotConvergedError
+    with pytest.raises(kind, match="the iteration limit came before the tolerance"):
+        np.asarray(f(framework.array(case.values), framework.array(case.b)))
+
+
+@ways
+def test_a_method_that_the_matrix_is_not_fit_for(framework: Adapter, compiled: bool, client: Client) -> None:
+    case = Case(True)
+    f = prepared(framework, framework.solve(case, client, method="diagonal", on_failure="raise"), compiled)
+    kind: Any = Exception if compiled else BacksolveError
+    with pytest.raises(kind, match="diagonal"):
+        np.asarray(f(framework.array(case.values), framework.array(case.b)))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_server_that_is_not_there(framework: Adapter, compiled: bool) -> None:
+    with Client("http://127.0.0.1:1", timeout=2.0) as nowhere:
+        f = prepared(framework, framework.solve(Case(False), nowhere), compiled)
+        with pytest.raises(Exception, match=re.escape("127.0.0.1")):
+            np.asarray(f(framework.array(Case(False).values), framework.array(Case(False).b)))
