@@ -23,7 +23,7 @@ CHECKS := check-style check-types check-layers check-proto check-files
 
 -include deploy/containers.mk
 
-.PHONY: help setup demo serve test test-gpu lint bench bench-gpu loadtest locust $(CHECKS)
+.PHONY: help setup demo serve test test-gpu test-matrix lint bench bench-gpu loadtest locust $(CHECKS)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: $(READY) lint  ## run all checks, then all tests
 
 test-gpu: $(READY)  ## run the tests that need a CUDA device; without one they are skipped, and say so
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -ra $(ARGS)
+
+test-matrix: $(READY)  ## run a part of the tests with the oldest and the newest versions declared; downloads them
+	@$(BIN)/python scripts/test_matrix.py $(ARGS)
 
 lint: $(CHECKS)  ## style, types, layers, proto, list of files
 

@@ -154,6 +154,12 @@ def test_a_solution_is_an_array_where_one_is_needed(client: Client) -> None:
     solution = client.solve(np.diag([1.0, 2.0]), [2.0, 2.0])
     np.testing.assert_allclose(np.asarray(solution), [2.0, 1.0], rtol=1e-15)
     assert float(np.sum(solution)) == pytest.approx(3.0)
+    assert np.asarray(solution) is solution.x
+    assert not np.shares_memory(np.array(solution), solution.x)
+    assert not np.shares_memory(np.asarray(solution, np.float32), solution.x)
+    assert solution.__array__(copy=False) is solution.x
+    with pytest.raises(ValueError, match="copied"):
+        solution.__array__(np.float32, copy=False)
 
 
 @pytest.mark.awaited

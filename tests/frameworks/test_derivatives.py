@@ -6,17 +6,9 @@ import pytest
 from backsolve import Client
 from frameworks.adapters import Adapter
 from frameworks.cases import CASES, SMALL, Case
-
-VALUES, GRADIENTS, PRODUCTS = 1e-10, 1e-9, 1e-8
+from frameworks.judging import GRADIENTS, PRODUCTS, VALUES, error
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Of the largest entry, relative to the largest; shapes and types must be the same."""
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
 
 
 @pytest.fixture(scope="module", autouse=True)

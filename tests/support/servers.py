@@ -25,6 +25,9 @@ def free_port() -> int:
 class ServerProcess:
     """One service process; killed and started again on the same ports as often as a test likes.
 
+    It runs under the interpreter of the tests, or, where these have the client alone, under the one that
+    BACKSOLVE_SERVER_PYTHON names.
+
     Args:
         environment: further BACKSOLVE_* variables.
     """
@@ -86,7 +89,7 @@ class ServerProcess:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "backsolve_service.main"],
+                [os.environ.get("BACKSOLVE_SERVER_PYTHON") or sys.executable, "-m", "backsolve_service.main"],
                 env=environment,
                 stdout=log,
                 stderr=log,

@@ -197,7 +197,11 @@ class Solution:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """Let NumPy functions take the solution itself."""
-        return np.array(self.x, dtype=dtype, copy=copy)
+        # In words that NumPy 1 knows too: there `copy=None` is refused, and `copy=False` may copy.
+        found = np.asarray(self.x, dtype=dtype)
+        if copy is False and found is not self.x:
+            raise ValueError(f"x is of type {self.x.dtype}: to have it as {found.dtype} it must be copied")
+        return found.copy() if copy and found is self.x else found
 
 
 @dataclass(frozen=True, slots=True)

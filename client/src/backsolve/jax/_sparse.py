@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental.sparse import BCOO, BCSR
-from jax.extend.core import concrete_or_error
 
 from .._fork import renew_after_fork
 from ..canonical import Entries, PatternMemo
@@ -78,13 +77,14 @@ def _gathered(data: Array, entries: Entries) -> tuple[Array, Pattern]:
 
 def _known(indices: Any) -> Any:
     """The numbers of an index array: those of a derivative's argument too, which JAX has wrapped."""
-    try:
-        return np.asarray(concrete_or_error(None, indices))
-    except jax.errors.ConcretizationTypeError as err:
+    traced = isinstance(indices, jax.core.Tracer)
+    found = indices.to_concrete_value() if traced else indices
+    if found is None:
         raise NotSupportedError(
             "the indices of A are an argument of a traced function, and have no numbers yet: build A inside of the "
             "function from its data and constant indices, or use spsolve(values, pattern, b)"
-        ) from err
+        )
+    return np.asarray(found)
 
 
 def _only(indices: Any, n_batch: int) -> Any:

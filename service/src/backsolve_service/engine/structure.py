@@ -330,5 +330,7 @@ def _rank_deficient(rows: Any, columns: Any) -> bool:
         return False
     if np.any(np.diff(rows.indptr) == 0) or np.any(np.diff(columns.indptr) == 0):
         return True
-    rank: int = structural_rank(rows)
+    # SciPy 1.13 asks for index arrays that it may write to, which a pattern's are not.
+    own = csr_array((rows.data, rows.indices.copy(), rows.indptr.copy()), shape=rows.shape)
+    rank: int = structural_rank(own)
     return rank < int(rows.shape[0])
