@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, Literal, final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-TOLD: Final = ("numpy", "scipy", "torch", "grpcio", "protobuf", "blake3", "jax", "tensorflow-cpu")
+TOLD: Final = ("numpy", "scipy", "torch", "grpcio", "protobuf", "blake3", "jax", "tensorflow", "tensorflow-cpu")
 TOOLS: Final = ("pytest", "pytest-timeout", "hypothesis")
 
 SERVICE_TESTS: Final = (
