@@ -48,7 +48,7 @@ serve: $(READY)  ## run the service on 127.0.0.1:8080 (REST) and :50051 (gRPC) u
 	@exec $(BIN)/backsolve-service
 
 test: $(READY) lint  ## run all checks, then all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not containers" $(ARGS)
+	@$(BIN)/python scripts/run_tests.py $(ARGS)
 
 test-gpu: $(READY)  ## run the tests that need a CUDA device; without one they are skipped, and say so
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -ra $(ARGS)

@@ -34,9 +34,9 @@ def surroundings(**more: str) -> dict[str, str]:
     return own | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"} | more
 
 
-def run(command: list[str], scratch: Path, folder: Path = ROOT) -> str:
+def run(command: list[str], scratch: Path, folder: Path = ROOT, **more: str) -> str:
     """Run a command to its end, with a place for its temporary files; gives what it printed."""
-    environment = surroundings(TMPDIR=str(scratch))
+    environment = surroundings(TMPDIR=str(scratch), **more)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -74,7 +74,7 @@ def numbers(text: str) -> list[float]:
 
 def test_all_blocks_are_of_a_known_language():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) == 9
+    assert len(PYTHON) == 11
     assert len(OTHER) == 5
 
 
@@ -132,6 +132,24 @@ def test_the_least_squares_example_tells_the_rank_and_solves_the_laplacian(tmp_p
     assert second == "(200, 30) (200,)"
     # By hand: x = (5, -1, -4) / 6 sums to zero, and its differences are 1 and 1/2.
     assert numbers(third) == pytest.approx([5 / 6, -1 / 6, -4 / 6], rel=1e-7)
+
+
+def test_the_storage_example_gives_the_gradient_of_what_is_stored(tmp_path: Path):
+    printed = numbers(run([sys.executable, "-c", PYTHON[7]], tmp_path))
+    A = np.array([[4.0, 1.0, 0.0], [1.0, 3.0, -1.0], [0.0, -1.0, 2.0]])
+    x = np.linalg.solve(A, [1.0, 2.0, 3.0])
+    general = np.where(A, -np.outer(x, x), 0.0)  # the cotangent is b, and so the adjoint x
+    lower = np.tril(general) + np.tril(general.T, -1)
+    assert printed == pytest.approx([*lower.reshape(-1), *general.reshape(-1)], rel=1e-6)
+
+
+def test_the_example_of_second_derivatives_agrees_with_itself(tmp_path: Path):
+    # PyTorch's forward mode calls what PyTorch itself has deprecated.
+    own = "error,ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+    command = [sys.executable, "-c", PYTHON[10]]
+    same, *report = run(command, tmp_path, PYTHONWARNINGS=own).splitlines()
+    assert same == "True"
+    assert report
 
 
 def test_the_jax_example_solves_under_jit_and_says_what_failed(tmp_path: Path):
@@ -194,7 +212,9 @@ def test_make_serve_announces_solves_and_ends(checkout: Path):
 def test_make_lines_are_understood(line: str, checkout: Path, tmp_path: Path):
     """`make test` would run these tests again, so what it would do is only listed."""
     listed = run([*line.split(), "--dry-run"], tmp_path, checkout)
-    assert {"make demo": "heat_inverse.py", "make serve": "backsolve-service", "make test": "pytest"}[line] in listed
+    assert {"make demo": "heat_inverse.py", "make serve": "backsolve-service", "make test": "run_tests.py"}[
+        line
+    ] in listed
 
 
 def test_a_target_that_does_not_exist_is_noticed():

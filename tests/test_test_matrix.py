@@ -25,7 +25,7 @@ def test_every_requirement_has_a_lower_end():
     ends, wanted = _lower_ends(), declared()
     assert {name for name in wanted if name not in ends} == {"backsolve"}
     assert all(f">={ends[name]}" in text for name, text in wanted.items() if name != "backsolve")
-    assert {"jax", "tensorflow-cpu"} <= ends.keys()
+    assert {"jax", "tensorflow"} <= ends.keys()
 
 
 def test_oldest_versions_are_pinned_and_newest_are_left_to_pip():
