@@ -7,11 +7,12 @@ import backsolve
 from backsolve.errors import InvalidOptionError, MemoryBudgetError, SingularMatrixError
 from backsolve.types import Status
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
+from backsolve_service.dataplane.reuse import Reuse
 from backsolve_service.embedded import EmbeddedTransport
 from loadtests.engine.problems import grid
 
 CUBE = grid((17, 17, 17))
-"""Its factor costs dozens of solves, so that keeping it pays."""
+"""Its factor costs dozens of solves."""
 
 
 def client_of(**config):
@@ -27,6 +28,13 @@ def client():
     plane.close()
 
 
+@pytest.fixture
+def dear(monkeypatch):
+    """What a factor has cost is given out as an hour, so that reusing it pays however busy the machine is."""
+    built = Reuse.built
+    monkeypatch.setattr(Reuse, "built", lambda self, entry, spec, seconds: built(self, entry, spec, 3600.0))
+
+
 def drifting(steps, drift=0.01):
     rng = np.random.default_rng(305_728_114)
     weights = np.exp(0.5 * rng.standard_normal(CUBE.edges))
@@ -35,7 +43,7 @@ def drifting(steps, drift=0.01):
         weights = weights * np.exp(drift * rng.standard_normal(CUBE.edges))
 
 
-def test_a_drifting_sequence_is_solved_on_few_factors(client):
+def test_a_drifting_sequence_is_solved_on_few_factors(client, dear):
     kinds = []
     for A, b, g in drifting(6):
         solution = client.solve(A, b, reuse="precondition")
@@ -74,7 +82,7 @@ def test_a_singular_successor_is_told_as_ever(client):
         client.solve(singular, b, reuse="precondition")
 
 
-def test_the_caller_may_name_the_method_and_the_tolerance(client):
+def test_the_caller_may_name_the_method_and_the_tolerance(client, dear):
     for index, (A, b, _) in enumerate(drifting(2, drift=0.05)):
         loose = client.solve(A, b, method="superlu", reuse="precondition", rtol=1e-3)
         if index:
@@ -118,7 +126,7 @@ def test_a_factor_that_does_not_fit_is_foreseen(name):
     plane.close()
 
 
-def test_a_training_step_in_torch_goes_on_with_the_older_factor(client):
+def test_a_training_step_in_torch_goes_on_with_the_older_factor(client, dear):
     torch = pytest.importorskip("torch")
     from backsolve.torch import spsolve
 

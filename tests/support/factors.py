@@ -74,8 +74,8 @@ class Hold(Job):
 def held_up(scheduler: Scheduler, workers: int = 1) -> Iterator[None]:
     """Keep both threads of some workers busy while the block runs, so that what is asked for meanwhile waits."""
     gate = threading.Event()
-    for _ in range(workers):
-        worker = scheduler._place(scheduler._threads)
+    # Not by `_place` for each: while one still ends its last job, the other would be taken twice.
+    for worker in sorted(scheduler._threads, key=lambda thread: thread.load[0])[:workers]:
         for quick in (False, True):
             scheduler._enter(worker, Hold(gate, quick), None)
     try:
