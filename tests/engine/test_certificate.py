@@ -94,10 +94,10 @@ def test_ill_conditioned_is_flagged(layout, dtype):
     assert shows.condition > 0.01 / np.finfo(dtype).eps
 
 
-def test_an_answer_that_overflows_is_singular():
+def test_an_answer_that_overflows_is_out_of_range():
     f = factor(DENSE, np.diag([1e-300, 1.0]))
     got = answer(f, np.array([[1e20, 1.0], [1.0, 1.0]]), "N", Controls())
-    assert got.statuses[0][0] is Status.SINGULAR_NUMERIC
+    assert got.statuses[0][0] is Status.OUT_OF_RANGE
     assert got.relative_residual[0, 0] == np.inf
 
 

@@ -66,6 +66,7 @@ def test_other_layouts(layout):
         replace(ANSWER, condition=4e17),
         replace(ANSWER, condition=0.0, statuses=((Status.INCONSISTENT,) * 3,)),
         replace(ANSWER, inverse_norm=2.5),
+        replace(ANSWER, note="of one solve"),
         replace(ANSWER, statuses=((Status.OK, Status.NONFINITE_INPUT, Status.OK),)),
         replace(ANSWER, iterations=(2**33,)),
     ],

@@ -26,6 +26,7 @@ _ERRORS: dict[Status, type[SolveError]] = {
     Status.NOT_POSITIVE_DEFINITE: NotPositiveDefiniteError,
     Status.NONFINITE_INPUT: NotConvergedError,
     Status.INCONSISTENT: InconsistentError,
+    Status.OUT_OF_RANGE: NotConvergedError,
 }
 
 _CHOICES = ("raise", "warn", "nan")

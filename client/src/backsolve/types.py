@@ -86,6 +86,7 @@ class Status(Enum):
     ILL_CONDITIONED = 8
     NONFINITE_INPUT = 9
     INCONSISTENT = 10
+    OUT_OF_RANGE = 11
 
     @property
     def advice(self) -> str:
@@ -101,11 +102,14 @@ _ADVICE: Mapping[Status, str] = {
     Status.BREAKDOWN: "the iteration met a zero denominator: use a direct method such as 'superlu' or 'lu'",
     Status.SINGULAR_STRUCTURAL: "the pattern admits no nonzero diagonal in any order, so no values make it invertible: "
     "look for an empty row or column",
-    Status.SINGULAR_NUMERIC: "a pivot is exactly zero: solve A + shift*I, or remove the dependent row",
+    Status.SINGULAR_NUMERIC: "a pivot is exactly zero, or so small beside the others that its inverse overflows: "
+    "solve A + shift*I, or remove the dependent row",
     Status.NOT_POSITIVE_DEFINITE: "the matrix is not Hermitian positive definite: use method='lu' or 'superlu'",
     Status.ILL_CONDITIONED: "the matrix is so ill-conditioned that digits of x may be lost: rescale or regularise it",
     Status.NONFINITE_INPUT: "A or b holds NaN or infinity: check what computed it",
     Status.INCONSISTENT: "the right-hand side is outside the range of the singular matrix: project it first",
+    Status.OUT_OF_RANGE: "x is too large or too small for its element type: rescale A or b (other units), or use "
+    "a wider type",
 }
 
 

@@ -40,6 +40,7 @@ _RESULTS: Final[dict[Status, Any]] = {
     Status.NOT_POSITIVE_DEFINITE: lx.RESULTS.singular,
     Status.INCONSISTENT: lx.RESULTS.singular,
     Status.NONFINITE_INPUT: lx.RESULTS.nonfinite_input,
+    Status.OUT_OF_RANGE: lx.RESULTS.breakdown,
 }
 """What lineax calls each failure. OK and ILL_CONDITIONED have an answer; "singular" says of a false tag too."""
 

@@ -37,6 +37,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_ILL_CONDITIONED: _ClassVar[Status]
     STATUS_NONFINITE_INPUT: _ClassVar[Status]
     STATUS_INCONSISTENT: _ClassVar[Status]
+    STATUS_OUT_OF_RANGE: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT64: Dtype
@@ -59,6 +60,7 @@ STATUS_NOT_POSITIVE_DEFINITE: Status
 STATUS_ILL_CONDITIONED: Status
 STATUS_NONFINITE_INPUT: Status
 STATUS_INCONSISTENT: Status
+STATUS_OUT_OF_RANGE: Status
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "nbytes", "data")

@@ -29,6 +29,7 @@ SEVERITY: Sequence[Status] = (
     Status.STAGNATION,
     Status.BREAKDOWN,
     Status.INCONSISTENT,
+    Status.OUT_OF_RANGE,
     Status.NOT_POSITIVE_DEFINITE,
     Status.SINGULAR_NUMERIC,
     Status.SINGULAR_STRUCTURAL,
@@ -185,7 +186,7 @@ class Answering:
         return Certificate(
             status=_worst_of(solved),
             method=prepared.choice.spec.method,
-            reason=_reason(prepared),
+            reason=_reason(prepared, answer),
             precision=prepared.choice.spec.precision,
             iterations=max(answer.iterations, default=0),
             relative_residual=_largest(answer.relative_residual),
@@ -228,9 +229,8 @@ def _worst_of(solved: Solved) -> Status:
     return Status.OK if statuses == _ALL_GOOD else worst([status for system in statuses for status in system])
 
 
-def _reason(prepared: Prepared) -> str:
-    note = prepared.ref.note
-    return prepared.choice.reason if note is None else f"{prepared.choice.reason}; {note}"
+def _reason(prepared: Prepared, answer: Answer) -> str:
+    return "; ".join(part for part in (prepared.choice.reason, prepared.ref.note, answer.note) if part is not None)
 
 
 def _largest(values: Array) -> float:

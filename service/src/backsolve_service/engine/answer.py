@@ -14,6 +14,7 @@ from .conditioning import Conditioning, estimate, lower_bound
 from .faults import systems
 from .lstsq.base import LeastSquaresFactor
 from .one_column import Figures, certify
+from .ranged import RangedFactor
 from .refine import refine
 from .scaling import exponents, magnitude, shift
 from .tolerance import (
@@ -46,6 +47,7 @@ class Answer:
         condition: the factor's estimate of the condition number, or the lower bound that the
             answer itself gives if that is larger; of a batch, the worst. None when n or k is 0.
         inverse_norm: an estimate of a bound on ||A⁻¹||₂, where the condition was asked for.
+        note: what the caller should know of this one solve.
     """
 
     x: Array
@@ -56,6 +58,7 @@ class Answer:
     backward_error: Array
     condition: float | None
     inverse_norm: float | None = None
+    note: str | None = None
 
 
 def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answer:
@@ -79,6 +82,8 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
         from .least_squares import answer_least_squares  # noqa: PLC0415  (it is made of what is defined here)
 
         return answer_least_squares(factor, rhs, controls)
+    if isinstance(factor, RangedFactor):
+        return factor.answer(rhs, trans, controls, answer)
     _check(factor, rhs, controls.x0)
     stacked = rhs if rhs.ndim == 3 else rhs[None]
     if stacked.size == 0:
@@ -113,6 +118,7 @@ class _Run:
 
     def __init__(self, factor: Factor, rhs: Array, trans: Trans, controls: Controls, outcome: Outcome | None) -> None:
         self.outcome = outcome
+        self.note: str | None = None
         self.factor, self.trans, self.controls = factor, trans, controls
         self.operand = factor.operand
         self.known = lower_bound(factor)
@@ -154,6 +160,7 @@ class _Run:
             relative_residual=np.where(self.bad, np.inf, evidence.relative),
             backward_error=np.where(self.bad, np.inf, evidence.backward),
             condition=max(estimates),
+            note=self.note,
         )
 
     def _measured(self, x: Array) -> Evidence:
@@ -167,7 +174,7 @@ class _Run:
         if outcome is None or self.powers is not None or self.bad.any():
             outcome = self.factor.solve(rhs if self.operand.batch is not None else rhs[0], self.trans, self.controls)
         x = outcome.x if outcome.x.ndim == 3 else outcome.x[None]
-        proof = outcome.proof
+        proof, self.note = outcome.proof, outcome.note
         if self.factor.direct and self.powers is not None:
             x, proof = shift(x, self.powers), None  # what is returned may be rounded once more
         return x, outcome.statuses, outcome.iterations, proof
@@ -250,13 +257,28 @@ class _Run:
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):
             return tuple((Status.OK,) * k for _ in range(count))
+        beyond = self._beyond(hopeless) if hopeless.any() else hopeless
         grid: list[tuple[Status, ...]] = []
         for s, status in enumerate(systems_):
-            flags = zip(*(grid_of[s].tolist() for grid_of in (self.bad, hopeless, missed, unmet)), strict=True)
+            flags = zip(*(of[s].tolist() for of in (self.bad, hopeless, missed, unmet, beyond)), strict=True)
             grid.append(tuple(self._status(status, *of_column) for of_column in flags))
         return tuple(grid)
 
-    def _status(self, system: Status, bad: bool, hopeless: bool, missed: bool, unmet: bool) -> Status:
+    def _beyond(self, hopeless: Array) -> Array:
+        """Which columns are not numbers because x is beyond the range of its type, and for no other reason.
+
+        Where no pivot is zero, elimination answers a right-hand side that is small enough.
+        """
+        if not self.factor.direct:
+            return hopeless  # an iteration that fails says so, and what it returns is finite
+        powers = exponents(magnitude(self.rhs, 1))[:, None, :] - int(np.finfo(self.dtype).minexp) // 10 * 9
+        rhs = shift(self.rhs, -powers)
+        x = self.factor.solve(rhs if self.operand.batch is not None else rhs[0], self.trans, Controls()).x
+        return hopeless & np.isfinite(x.reshape(rhs.shape)).all(axis=1)
+
+    def _status(  # noqa: PLR0911
+        self, system: Status, bad: bool, hopeless: bool, missed: bool, unmet: bool, beyond: bool
+    ) -> Status:
         """The status of one column."""
         if bad:
             return Status.NONFINITE_INPUT
@@ -264,6 +286,8 @@ class _Run:
             return Status.OK
         if system is not Status.OK and (self.factor.direct or missed or hopeless):
             return system
+        if beyond:
+            return Status.OUT_OF_RANGE
         if self.factor.direct and hopeless and not self.factor.narrow:
             return Status.SINGULAR_NUMERIC
         if not (missed or hopeless):

@@ -100,6 +100,7 @@ class Outcome:
         statuses: one a system (a single matrix is one system).
         iterations: one a system, 0 for direct methods; the largest of its columns, counted as `maxiter` counts.
         condition: a bound from below on the condition number that the iteration has met; None: it has not looked.
+        note: what the caller should know of this one solve: said at the end of the certificate's reason.
         proof: the figures of x, where the method has measured them itself because x came from
             elsewhere, such as a device; None: they are measured here.
     """
@@ -109,6 +110,7 @@ class Outcome:
     iterations: tuple[int, ...]
     proof: Proof | None = None
     condition: float | None = None
+    note: str | None = None
 
 
 class Symbolic(ABC):

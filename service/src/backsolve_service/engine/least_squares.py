@@ -97,6 +97,7 @@ class _Run:
         """Solve, correct, prove."""
         found, statuses, iterations = self._solve(self.wide)
         condition = self._condition()
+        self.finite = np.asarray(np.isfinite(found).all(axis=1))
         x = self._returned(found)
         measured = self.measure(x)
         refinements = 0
@@ -232,6 +233,8 @@ class _Run:
     def _statuses(self, x: Array, measured: Measured, known: tuple[Status, ...]) -> tuple[tuple[Status, ...], ...]:
         missed, unmet = self._missed(measured), self._unmet(measured)
         hopeless = np.asarray(~np.isfinite(x).all(axis=1))
+        # The answer was a number before it was brought to its type and units.
+        beyond = hopeless & self.finite & ~self.bad
         far = (self.factor.condition or 0.0) >= 1 / epsilon(self.operand.dtype)
         grid = []
         for s, status in enumerate(known):
@@ -239,6 +242,8 @@ class _Run:
             for j in range(x.shape[2]):
                 if self.bad[s, j]:
                     row.append(Status.NONFINITE_INPUT)
+                elif beyond[s, j]:
+                    row.append(Status.OUT_OF_RANGE)
                 elif status not in (Status.OK, Status.ILL_CONDITIONED) and (
                     self.factor.direct or missed[s, j] or hopeless[s, j]
                 ):

@@ -26,14 +26,15 @@ from .base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from .faults import finite_statuses, not_definite
 from .nullspace import Nullspace, check_constants, nullspace_of
 from .operand import Operand
+from .ranged import ranged
 from .registry import ROWS, solver
 
 
 def solver_for(spec: FactorSpec) -> Solver:
-    """The method of a spec, as its null space needs it."""
+    """The method of a spec, as its null space and the size of its numbers need it."""
     if spec.nullspace is None:
-        return solver(spec.method, spec.device)
-    return _restricted(spec.method, spec.device)
+        return ranged(solver(spec.method, spec.device))
+    return ranged(_restricted(spec.method, spec.device))
 
 
 @cache

@@ -64,7 +64,9 @@ def _asked(message: Solve, place: Place) -> bytes | None:
 
 def _told(answer: Answer, place: Place) -> bytes | None:
     """None: of several systems or statuses, or with figures that the compact form has no room for."""
-    if len(answer.statuses) != 1 or len(set(answer.statuses[0])) != 1 or answer.inverse_norm is not None:
+    if len(answer.statuses) != 1 or len(set(answer.statuses[0])) != 1:
+        return None
+    if answer.inverse_norm is not None or answer.note is not None:
         return None
     iterations, refinements = answer.iterations[0], answer.refinements
     columns = place[2][1]

@@ -16,6 +16,7 @@ from ..device import CPU
 from ..faults import not_definite, record
 from ..krylov.base import RESTART
 from ..krylov.basis import basis_bytes, columns_at_once, groups
+from ..krylov.first import useful
 from ..operand import Operand
 from ..scaling import exponents, magnitude, shift
 from ..tolerance import SINGLE_EPS, epsilon, iterative_rtol
@@ -110,6 +111,7 @@ class DeviceKrylovFactor(Factor):
         first = controls.x0
         if first is not None and first.ndim == 2:
             first = first[None]
+        first, note = useful(self.operand, first, stacked, trans)
         count, _, k = stacked.shape
         x = np.full(stacked.shape, np.nan, dtype=self.operand.dtype)
         figures = np.full((3, count, k), np.inf)
@@ -127,7 +129,7 @@ class DeviceKrylovFactor(Factor):
                     iterations[index] = max(iterations[index], taken)
             except BacksolveError as error:
                 statuses[index] = record(self.operand, error)
-        return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations), Proof(*figures))
+        return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations), Proof(*figures), note=note)
 
     def _at_once(self, restart: int) -> int | None:
         """How many columns are solved together, where that is limited."""

@@ -23,6 +23,7 @@ from ..scaling import exponents, magnitude, shift
 from ..structure import diagonal, is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
 from .basis import basis_bytes, columns_at_once, groups
+from .first import useful
 from .problem import Apply, Finished, NotDefiniteError, Problem, Stop
 
 MAX_COLUMNS = 16
@@ -155,6 +156,7 @@ class KrylovFactor(Factor):
         first = controls.x0
         if first is not None and first.ndim == 2:
             first = first[None]
+        first, note = useful(self.operand, first, stacked, trans)
         x = np.full(stacked.shape, np.nan, dtype=self.operand.dtype)
         statuses, iterations = list(self.statuses), [0] * len(self.statuses)
         for index, m in enumerate(self.preconditioners):
@@ -170,7 +172,7 @@ class KrylovFactor(Factor):
                     iterations[index] = max(iterations[index], taken)
             except BacksolveError as error:
                 statuses[index] = record(self.operand, error)
-        return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations))
+        return Outcome(x.reshape(rhs.shape), tuple(statuses), tuple(iterations), note=note)
 
     def _at_once(self, restart: int) -> int | None:
         """How many columns are solved together, where that is limited."""
