@@ -13,11 +13,12 @@ from pathlib import Path
 
 from loadtests.micro.__main__ import environment
 
-from . import rate
+from . import coalescing, rate
 from .part import Asked, Found
 
 PARTS: Mapping[str, tuple[str, Callable[[Asked], Found]]] = {
     "rate": ("requests a second of a cached solve, one core for the server", rate.measure),
+    "coalescing": ("many callers of one dense factor, joined into blocks and each alone", coalescing.measure),
 }
 
 

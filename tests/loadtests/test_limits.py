@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from backsolve import Client
-from loadtests.limits import rate
-from loadtests.limits.lean import CHECK_EVERY, Generator, drive, prepare
+from loadtests.limits import coalescing, rate
+from loadtests.limits.lean import CHECK_EVERY, Generator, Rate, drive, prepare
 from loadtests.limits.line import BrokenLineError, GrpcLine, HttpLine, frame
 from scripts.local_server import LocalServer
 
@@ -111,3 +111,45 @@ def test_the_rate_is_measured_beside_its_target_with_a_profile_of_the_server():
     # Each request is computed once, and so is its certificate.
     counted = [line for line in found.notes[-1].splitlines() if "(rest/handlers.py" in line and "compute" in line]
     assert [float(line.split()[1]) for line in counted] == [pytest.approx(1.0, abs=0.2)]
+
+
+def rate_of(count, seconds, latency, checked=1, wrong=0):
+    return Rate(seconds, count, checked, wrong, np.full(count, latency), 0.1)
+
+
+def test_what_joining_gains_is_the_median_of_the_rounds_each_of_which_changes_who_is_first():
+    asked = []
+    counts = {"joined": iter((300, 900, 400)), "single": iter((100, 100, 200))}
+    waits = {"joined": iter((0.2, 0.3, 0.9)), "single": iter((0.1, 0.3, 0.6))}
+
+    def run(name):
+        asked.append(name)
+        return rate_of(next(counts[name]), 2.0, next(waits[name]))
+
+    pair = coalescing.Pair(3)
+    pair.run(run)
+    assert asked == ["joined", "single", "single", "joined", "joined", "single"]
+    assert pair.gain() == pytest.approx(3.0)  # of 3, 9 and 2
+    assert pair.wait() == pytest.approx(1.5)  # of 2, 1 and 1.5
+    assert pair.median("single", lambda rate: rate.per_second) == pytest.approx(50)
+    assert pair.faults("x") == []
+
+
+def test_answers_that_are_wrong_or_that_nobody_checked_are_faults():
+    for checked, wrong in ((0, 0), (3, 1)):
+        pair = coalescing.Pair(1)
+        pair.run(lambda name, checked=checked, wrong=wrong: rate_of(9, 1.0, 0.1, checked, wrong))
+        assert len(pair.faults("x")) == 2
+
+
+def test_the_two_servers_differ_in_whether_they_join(monkeypatch):
+    from loadtests.limits.part import Asked
+
+    monkeypatch.setattr(coalescing, "ROUNDS", 1)
+    found = coalescing.measure(Asked(ways=("http",), seconds=0.5))
+    assert found.faults == []
+    gain, wait = found.targets
+    assert (gain.bound, gain.at_most, wait.at_most) == (2.5, False, True)
+    assert gain.value == found.data["http"]["gain"] > 0
+    assert found.data["http"]["width"]["single"] == 1
+    assert found.data["http"]["width"]["joined"] > 2

@@ -159,6 +159,19 @@ def test_a_block_is_no_wider_than_pays_and_a_wider_job_runs_alone(scheduler, hea
     assert futures[-1].result().answer.x.shape == wide.shape
 
 
+@pytest.mark.parametrize(("most", "widths"), [(1, [1] * 5), (2, [1, 2, 2]), (500, [5])])
+def test_a_bound_on_blocks_is_kept(heard, most, widths):
+    scheduler = Scheduler(1, 256, 1 << 26, heard, block_columns=most)
+    op = operand(convection(6))
+    ref = kept(scheduler, op)
+    sides = [random_like((op.n, 1), "float64", SEED + i) for i in range(5)]
+    futures = together(scheduler, [(ref, b, "N", Controls(), caller()) for b in sides])
+    assert sorted(heard.blocks) == widths
+    for b, future in zip(sides, futures, strict=True):
+        np.testing.assert_allclose(op.product(0, future.result().answer.x, "N"), b, rtol=1e-11)
+    assert scheduler.close(PATIENCE)
+
+
 def test_a_caller_who_left_drops_out_of_the_block(scheduler, heard):
     op = operand(convection(6))
     ref = kept(scheduler, op)

@@ -135,6 +135,7 @@ def _plane_config(settings: Settings, http_port: int, grpc_port: int) -> PlaneCo
         max_payload_bytes=settings.max_payload_bytes,
         queue_depth=settings.queue_depth,
         queue_bytes=settings.queue_bytes,
+        block_columns=settings.block_columns,
         instance=settings.instance,
         http_port=http_port,
         grpc_port=grpc_port,

@@ -5,6 +5,7 @@ start or had to abandon calls, 2 if a setting is wrong, 128 + signal when asked 
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -108,6 +109,9 @@ def _serve(settings: Settings, signals: StopSignals) -> int:
         service = Service(settings)
         signals.arm()
         service.start()
+        # What the imports left, a million objects, lives as long as the process: the collector need not look there.
+        gc.collect()
+        gc.freeze()
     except StartError as err:
         _log.error("%s", err)
         return EXIT_FAILED

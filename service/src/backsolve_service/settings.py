@@ -162,6 +162,9 @@ class Settings(BaseSettings):
     queue_bytes: Size = Field(
         default=2 * GIB, description="payload that may wait for or be with a worker; a larger call goes alone"
     )
+    block_columns: int | None = Field(
+        default=None, ge=1, le=4096, description="most right-hand sides of several calls solved as one; 1: each alone"
+    )
     token: Token | None = Field(
         default=None, description="bearer token that every call must bring (health checks need none)"
     )
@@ -269,7 +272,10 @@ def _explain(err: ValidationError) -> list[str]:
     return lines
 
 
-_UNSET = {"device_cache_bytes": "3/4 of what is free there at the start"}
+_UNSET = {
+    "device_cache_bytes": "3/4 of what is free there at the start",
+    "block_columns": "as many as the method gains by",
+}
 """What happens where nothing is set, of fields for which that is no plain "none"."""
 
 

@@ -67,6 +67,7 @@ class PlaneConfig:
         device_cache_bytes: budget for factors on the device; None: a share of what is free there now.
         max_payload_bytes: largest single call.
         queue_depth, queue_bytes: most calls, and bytes of right-hand sides, that may wait.
+        block_columns: most columns of several callers that are solved as one block; None: what the method gains by.
         instance: name of this process in certificates.
         http_port, grpc_port, unix_http, unix_grpc, unix_shared: where it listens, for `info()`.
     """
@@ -82,6 +83,7 @@ class PlaneConfig:
     max_payload_bytes: int = _GIB
     queue_depth: int = 128
     queue_bytes: int = 2 * _GIB
+    block_columns: int | None = None
     instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     http_port: int | None = None
     grpc_port: int | None = None
@@ -113,6 +115,7 @@ class DataPlane:
             processes=self.config.processes,
             isolated=self.config.isolated,
             stuck_seconds=self.config.stuck_seconds,
+            block_columns=self.config.block_columns,
             lost=self._forget,
         )
         on_device = self.config.device_cache_bytes

@@ -82,14 +82,14 @@ class Task(Job, Generic[T]):
 
 
 def block_key(
-    ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, instead: Operand | None = None
+    ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, instead: Operand | None, widest: int
 ) -> Hashable | None:
-    """What right-hand sides must have in common to be solved together; None: solved alone.
+    """What right-hand sides must have in common to be solved together, as at most `widest`; None: solved alone.
 
     The element type belongs to it: in a wider block a float32 answer would have other digits.
     A first iterate and a batch on one pattern are never shared.
     """
-    if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < ref.max_columns:
+    if controls.x0 is not None or ref.batch is not None or not 0 < rhs.shape[-1] < widest:
         return None
     return (ref.id, instead, trans, rhs.dtype, controls)
 
@@ -116,7 +116,8 @@ class Solved:
 class Solve(Job):
     """One caller's columns, for one factor; `observer` hears of the block they were solved in.
 
-    With `instead` it is that matrix that is solved with, and the factor only preconditions it.
+    With `instead` it is that matrix that is solved with, and the factor only preconditions it. `widest` bounds the
+    block beside what the factor's method gains by; 1: no caller's columns are joined to another's.
     """
 
     def __init__(
@@ -128,16 +129,19 @@ class Solve(Job):
         context: CallContext,
         observer: Observer,
         instead: Operand | None = None,
+        widest: int | None = None,
     ) -> None:
         self.ticket: Ticket[Solved] = Ticket()
         self.columns = rhs.shape[-1]
         self.quick = ref.direct and instead is None and ref.nbytes * self.columns <= QUICK_BYTES
         # So that no block takes long, whatever its method gains by width.
         self.max_columns = min(ref.max_columns, max(_BLOCK_BYTES // max(ref.nbytes, 1), 1))
+        if widest is not None:
+            self.max_columns = min(self.max_columns, widest)
         self.tenant = context.tenant
         self.nbytes = rhs.nbytes
         self.born = perf_counter()
-        self.key = block_key(ref, rhs, trans, controls, instead)
+        self.key = block_key(ref, rhs, trans, controls, instead, self.max_columns)
         self._ref = ref
         self._rhs: Array | None = rhs
         self._trans: Trans = trans

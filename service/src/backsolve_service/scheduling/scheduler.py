@@ -72,6 +72,7 @@ class Scheduler:
         processes: number of processes for methods that need one; none is started before there is such a job.
         isolated: methods that are run in processes although they could run on threads.
         stuck_seconds: how long a process may work on for nobody before it is killed.
+        block_columns: most columns of several callers that are solved as one block; None: what the method gains by.
         lost: told which worker lost all its factors, on that worker's thread.
 
     Every method may be called from any thread but a worker's own.
@@ -87,6 +88,7 @@ class Scheduler:
         processes: int = 1,
         isolated: Set[str] = frozenset(),
         stuck_seconds: float = STUCK_SECONDS,
+        block_columns: int | None = None,
         lost: Callable[[Worker], None] = discard,
     ) -> None:
         self._observer = observer or Silent()
@@ -95,6 +97,7 @@ class Scheduler:
         self._isolated = isolated
         self._process_count = processes
         self._stuck_seconds = stuck_seconds
+        self._block_columns = block_columns
         self._lost = lost
         self._processes: tuple[ProcessWorker, ...] = ()
         self._devices: dict[str, ProcessWorker] = {}
@@ -273,7 +276,7 @@ class Scheduler:
         rows = (n,) if ref.batch is None else (ref.batch, n)
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
-        job = Solve(ref, rhs, trans, controls, context, self._observer, instead)
+        job = Solve(ref, rhs, trans, controls, context, self._observer, instead, self._block_columns)
         # A thread that must not wait is one of the service's own, on which no caller sets any mode.
         here = (ref.anywhere or (ref.direct and context.at_once)) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
         return self._ask(ref.worker, job, job.ticket, context, at_once=here and instead is None)
