@@ -1,38 +1,67 @@
-"""Run the tests as two processes of pytest side by side: those of the compiling frameworks, and all others.
+"""Run the tests: each folder in a process of pytest of its own, two at a time, those that take longest first.
 
     python scripts/run_tests.py [arguments of pytest: then it is one process, as pytest itself]
 
-Most of the time goes into single threads: compilers in one, servers and solvers in the other. What the tests of the
-compiling frameworks say is shown when all others have ended.
+Most of the time goes into single threads: compilers, servers, solvers. No folder has the compilers, servers or caches
+of another in its process. What it says is printed when it has ended; at the end stands a table of what each took.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-COMPILING: Final = ("tests/frameworks", "tests/pytorch", "tests/testing", "tests/tf", "tests/xla")
+LONG: Final = ("engine", "congruence", "pytorch", "xla", "e2e", "tf", "frameworks")
+"""Started first, so that none of them is what all others have to be waited for."""
+
+SIDE_BY_SIDE: Final = 2
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not containers")
+ENVIRONMENT: Final = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def main(arguments: list[str]) -> int:
-    """Exit status of pytest; of two processes, that of one that failed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if arguments:
-        return subprocess.run([*PYTEST, *arguments], cwd=ROOT, env=environment, check=False).returncode
-    others = [f"--ignore={folder}" for folder in COMPILING]
+def parts(tests: Path) -> list[tuple[str, list[str]]]:
+    """Name and paths of each part, longest first: every folder that has tests, and the files beside the folders."""
+    folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
+    ordered = [name for name in LONG if name in folders] + sorted(folders - set(LONG))
+    files = sorted(str(path) for path in tests.glob("test_*.py"))
+    return [(name, [str(tests / name)]) for name in ordered] + ([("files", files)] if files else [])
+
+
+def run(name: str, paths: Sequence[str]) -> tuple[str, int, float, str]:
+    """Its name, pytest's exit status, the seconds it took, what it said."""
+    print(f"{name}: begun", flush=True)
+    began = time.monotonic()
+    command = [*PYTEST, "-p", "no:cacheprovider", "--durations=5", "--durations-min=5", *paths]
     with tempfile.TemporaryFile("w+") as said:
-        command = [*PYTEST, "-p", "no:cacheprovider", *COMPILING]
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT) as beside:
-            first = subprocess.run([*PYTEST, *others], cwd=ROOT, env=environment, check=False).returncode
-            print("\nbeside it ran", " ".join(COMPILING), flush=True)
-            second = beside.wait()
+        status = subprocess.run(
+            command, cwd=ROOT, env=ENVIRONMENT, stdout=said, stderr=subprocess.STDOUT, check=False
+        ).returncode
         said.seek(0)
-        print(said.read(), flush=True)
-    return first or second
+        return name, status, time.monotonic() - began, said.read()
+
+
+def main(arguments: list[str], tests: Path = ROOT / "tests") -> int:
+    """Exit status of pytest; of several processes, that of one that failed."""
+    if arguments:
+        return subprocess.run([*PYTEST, *arguments], cwd=ROOT, env=ENVIRONMENT, check=False).returncode
+    done: list[tuple[str, int, float, str]] = []
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        for future in as_completed([pool.submit(run, *part) for part in parts(tests)]):
+            done.append(future.result())
+            name, status, seconds, said = done[-1]
+            print(f"\n{said}\n{name}: ended with {status} after {seconds:.0f} s", flush=True)
+    failed = [part for part in done if part[1]]
+    for _, _, _, said in failed:
+        print(said[said.find("= FAILURES =") :] if "= FAILURES =" in said else said[-4000:], flush=True)
+    for name, status, seconds, _ in sorted(done, key=lambda part: -part[2]):
+        print(f"{name:14} {seconds:6.0f} s  {'passed' if not status else f'FAILED ({status})'}", flush=True)
+    return failed[0][1] if failed else 0
 
 
 if __name__ == "__main__":
