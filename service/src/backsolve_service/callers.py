@@ -29,6 +29,11 @@ class Callers:
         known = {**({} if token is None else {token: PUBLIC_TENANT}), **(tenants or {})}
         self._known = tuple((each.encode(), tenant) for each, tenant in known.items())
 
+    @property
+    def asked(self) -> bool:
+        """Whether a token is asked for at all."""
+        return bool(self._known)
+
     def tenant(self, token: str | None, cure: str) -> str:
         """Whose call it is.
 

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,21 @@ def ref_from_key(key: Any) -> MatrixRef:
     Raises:
         MalformedError: it is no such name.
     """
-    pattern, dash, values = key.partition("-") if isinstance(key, str) else ("", "", "")
+    ref = _ref_of(key) if isinstance(key, str) and len(key) == 4 * DIGEST_BYTES + 1 else None
+    if ref is None:
+        raise MalformedError(f"a matrix is named by two digests of {2 * DIGEST_BYTES} hex digits with a '-' between")
+    return ref
+
+
+@lru_cache(maxsize=1024)
+def _ref_of(key: str) -> MatrixRef | None:
+    """Remembered, since a job names the same few matrices again and again, in a header and in a body each time."""
+    pattern, _, values = key.partition("-")
     try:
         ref = MatrixRef(bytes.fromhex(pattern), bytes.fromhex(values))
     except ValueError:
-        ref = MatrixRef(b"", b"")
-    if not dash or {len(ref.pattern), len(ref.values)} != {DIGEST_BYTES} or len(key) != 4 * DIGEST_BYTES + 1:
-        raise MalformedError(f"a matrix is named by two digests of {2 * DIGEST_BYTES} hex digits with a '-' between")
-    return ref
+        return None
+    return ref if {len(ref.pattern), len(ref.values)} == {DIGEST_BYTES} else None
 
 
 def certificate_to_json(certificate: Certificate, *, elements: bool = True) -> dict[str, Any]:

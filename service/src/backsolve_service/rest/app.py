@@ -1,8 +1,8 @@
 """The application: routes over the handlers, and problem documents for everything that fails.
 
 The routes are plain ASGI endpoints: arrays never pass through a model, and a small solve does
-not pay for one. What is asked for at a fixed address goes straight to its endpoint; FastAPI carries addresses with
-parameters, and says what is wrong with those that do not exist.
+not pay for one. What is asked for at a fixed address goes straight to its endpoint, past FastAPI and its layers; FastAPI
+carries addresses with parameters, and says what is wrong with those that do not exist.
 """
 
 import json
@@ -21,7 +21,6 @@ from starlette.routing import Route
 from backsolve.errors import MalformedError, NotFoundError, UnauthenticatedError
 
 from ..callers import Callers
-from ..context import PUBLIC_TENANT
 from . import operations
 from .exchange import Exchange, Receive, Reply, Scope, Send
 from .handlers import Handlers
@@ -88,28 +87,50 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal: UnauthenticatedError | None = None
-        tenant = PUBLIC_TENANT
-        if scope["path"] not in OPEN_PATHS:
-            try:
-                tenant = self._callers.tenant(_token(scope), "send Authorization: Bearer TOKEN")
-            except UnauthenticatedError as error:
-                refusal = error
-        drain_bytes = self._drain_bytes if refusal is None else _UNKNOWN_DRAIN_BYTES
-        exchange = Exchange(scope, receive, send, drain_bytes, tenant)
+        exchange = Exchange(scope, receive, send, self._drain_bytes)
         scope[_EXCHANGE] = exchange
+        path = scope["path"]
+        if self._callers.asked and path not in OPEN_PATHS:
+            try:
+                exchange.tenant = self._callers.tenant(_token(scope), "send Authorization: Bearer TOKEN")
+            except UnauthenticatedError as error:
+                exchange.drain_bytes = _UNKNOWN_DRAIN_BYTES
+                await _fail(exchange, error, self._failed)
+                return
+        endpoint = self._fixed.get(path)
+        handler = None if endpoint is None else endpoint.handler(scope["method"])
+        if handler is None:
+            await self._app(scope, exchange.receive, exchange.send)
+            return
         try:
-            if refusal is not None:
-                raise refusal
-            endpoint = self._fixed.get(scope["path"])
-            handler = None if endpoint is None else endpoint.handler(scope["method"])
-            if handler is None:
-                await self._app(scope, exchange.receive, exchange.send)
-            else:
-                await handler(exchange)
+            await handler(exchange)
         except Exception as error:
-            self._failed(error, exchange.request_id)
-            await exchange.fail(error)
+            await _fail(exchange, error, self._failed)
+
+
+@final
+class Guard:
+    """Innermost layer of FastAPI: what its routes raise becomes a problem, before Starlette answers a bare 500.
+
+    Args:
+        app: the router.
+        failed: see `Gate`.
+    """
+
+    def __init__(self, app: App, failed: Failed) -> None:
+        self._app, self._failed = app, failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            await _fail(scope[_EXCHANGE], error, self._failed)
+
+
+async def _fail(exchange: Exchange, error: Exception, failed: Failed) -> None:
+    failed(error, exchange.request_id)
+    await exchange.fail(error)
 
 
 def _token(scope: Scope) -> str | None:
@@ -119,7 +140,7 @@ def _token(scope: Scope) -> str | None:
     return token if scheme == "Bearer" else None
 
 
-def create_app(handlers: Handlers, callers: Callers, drain_bytes: int, failed: Failed) -> FastAPI:
+def create_app(handlers: Handlers, callers: Callers, drain_bytes: int, failed: Failed) -> Gate:
     """The application.
 
     Args:
@@ -140,8 +161,8 @@ def create_app(handlers: Handlers, callers: Callers, drain_bytes: int, failed: F
     )
     app.openapi = lambda: openapi  # type: ignore[method-assign]
     fixed = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
-    app.add_middleware(Gate, fixed=fixed, callers=callers, drain_bytes=drain_bytes, failed=failed)
-    return app
+    app.add_middleware(Guard, failed=failed)
+    return Gate(app, fixed, callers, drain_bytes, failed)
 
 
 def _table(handlers: Handlers, openapi: dict[str, Any]) -> list[tuple[str, dict[str, Handler]]]:

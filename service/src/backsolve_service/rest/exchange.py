@@ -53,27 +53,22 @@ class Exchange:
     Args:
         scope, receive, send: of ASGI.
         drain_bytes: most bytes of a refused body that are read before the reply.
-        tenant: whose request it is.
 
     Attributes:
+        tenant: whose request it is.
         request_id: the caller's if it is harmless in a log line, else a new one.
         headers: by lower-case name; repeated ones joined with commas.
     """
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, drain_bytes: int, tenant: str = PUBLIC_TENANT
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, drain_bytes: int) -> None:
         self.scope = scope
-        self.tenant = tenant
-        self.headers: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            key, text = name.decode("latin-1"), value.decode("latin-1")
-            self.headers[key] = f"{self.headers[key]},{text}" if key in self.headers else text
+        self.tenant = PUBLIC_TENANT
+        self.drain_bytes = drain_bytes
+        self.headers = _headers(scope["headers"])
         given = self.headers.get("x-request-id")
         self.request_id = given if given is not None and _SAFE_ID.fullmatch(given) else new_request_id()
         self.started = False
         self._receive, self._send = receive, send
-        self._drain_bytes = drain_bytes
         # A caller that waits for "100 Continue" has sent nothing yet, and will not when it is refused.
         self._waits = self.headers.get("expect", "").lower() == "100-continue"
         self._unread = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
@@ -224,13 +219,23 @@ class Exchange:
         """Read the rest of a refused body, within bounds: a sender cut off in mid-body sees a broken pipe, not why."""
         if self._waits:
             return
-        left = self._drain_bytes
+        left = self.drain_bytes
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self._unread and left > 0:
                     left -= len((await self.receive()).get("body", b""))
         except TimeoutError:
             return
+
+
+def _headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    named = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    if len(named) < len(raw):
+        named.clear()
+        for name, value in raw:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            named[key] = f"{named[key]},{text}" if key in named else text
+    return named
 
 
 def _slices(pieces: Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
