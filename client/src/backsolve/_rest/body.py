@@ -98,7 +98,7 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
     """An uninitialised buffer of `nbytes` that begins on a 64-byte boundary."""
     raw = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
     # `raw.ctypes.data` takes six times as long, which for a small body is longer than all else that is done to it.
-    start = -addressof(c_char.from_buffer(raw)) % ALIGNMENT
+    start = -addressof(c_char.from_buffer(raw.data)) % ALIGNMENT
     return raw[start : start + nbytes]
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ _DEFAULTS = Options()
 
 _CERTIFICATE = tuple(field.name for field in fields(Certificate))
 _TIMINGS = tuple(field.name for field in fields(Timings))
+_certificate_fields, _timings_fields = attrgetter(*_CERTIFICATE), attrgetter(*_TIMINGS)
 _FIGURES = ("relative_residual", "backward_error")
 _OPTIONAL_FIGURES = ("condition_estimate", "inverse_norm")
 
@@ -114,9 +116,9 @@ def certificate_to_json(certificate: Certificate, *, elements: bool = True) -> d
         elements: whether the systems of a batch are listed; bulk replies carry them as
             tensors (`elements_to_tensors`), since a header is bounded and a batch is not.
     """
-    document = {name: getattr(certificate, name) for name in _CERTIFICATE}
+    document: dict[str, Any] = dict(zip(_CERTIFICATE, _certificate_fields(certificate), strict=True))
     document["status"] = certificate.status.name
-    document["seconds"] = {name: getattr(certificate.seconds, name) for name in _TIMINGS}
+    document["seconds"] = dict(zip(_TIMINGS, _timings_fields(certificate.seconds), strict=True))
     for name in _FIGURES:
         document[name] = _to_figure(document[name])
     for name in _OPTIONAL_FIGURES:

@@ -11,10 +11,11 @@ from typing import Generic, Protocol, TypeVar, final
 from backsolve.errors import BacksolveError
 from backsolve.pattern import AnyPattern
 from backsolve.storage import held_bytes
-from backsolve.types import MatrixRef
+from backsolve.types import MatrixRef, Options
 
 from ..engine.base import FactorSpec, Symbolic
 from ..engine.operand import Operand
+from ..engine.select import Choice
 from ..engine.structure import PatternFacts, Structure
 from ..observer import Level
 
@@ -132,6 +133,7 @@ class MatrixEntry(Entry, Generic[R]):
         failures: why a factor cannot be built: the same values will fail again.
         updates: the patterns of updates that stand on it, by their digests.
         pins: calls and builds that use it, or an update of it, now.
+        choices: methods that were chosen for it, by what was asked; whoever chooses keeps them here.
     """
 
     level: Level = "matrix"
@@ -147,6 +149,7 @@ class MatrixEntry(Entry, Generic[R]):
         self.factors: dict[FactorSpec, FactorEntry[R]] = {}
         self.failures: dict[FactorSpec, BacksolveError] = {}
         self.updates: dict[bytes, PatternEntry[R]] = {}
+        self.choices: dict[tuple[Options, bool], Choice] = {}
         self.pins = 0
         self.newer_came = False
         self.recurring = False

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import setitem
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, cast, final
 
 from backsolve.errors import (
     BacksolveError,
@@ -76,6 +76,29 @@ class Found(Generic[T]):
     lookup: Lookup
     seconds_queued: float = 0.0
     seconds_run: float = 0.0
+
+
+@final
+class Pin(Generic[T]):
+    """An entry that stays for as long as a `with` block lasts.
+
+    Args:
+        pin: pins an entry, and gives the one that is live.
+        unpin: ends that.
+        entry: to be pinned.
+    """
+
+    __slots__ = ("_entry", "_pin", "_unpin")
+
+    def __init__(self, pin: Callable[[T], T], unpin: Callable[[T], None], entry: T) -> None:
+        self._pin, self._unpin, self._entry = pin, unpin, entry
+
+    def __enter__(self) -> T:
+        self._entry = self._pin(self._entry)
+        return self._entry
+
+    def __exit__(self, *_: object) -> None:
+        self._unpin(self._entry)
 
 
 def _stay(ref: object, out: bool) -> None:
@@ -325,17 +348,22 @@ class FactorCache(Generic[R]):
 
     # Room
 
-    @contextmanager
-    def pin(self, entry: E) -> Iterator[E]:
-        """Keep a matrix with its factors, or a pattern, from eviction while the block runs.
+    def pin(self, entry: E) -> "Pin[E]":
+        """Keep a matrix with its factors, or a pattern, from eviction while the `with` block runs.
 
-        Yields:
-            The live entry: `entry` itself, taken back in if it was evicted before, or the one
-            that has its place by now.
+        The block gets the live entry: `entry` itself, taken back in if it was evicted before, or the one
+        that has its place by now.
 
         Raises:
             MemoryBudgetError: it was evicted and there is no more room for it.
         """
+        return Pin(self._pinned, self._unpin, entry)
+
+    def _pinned(self, entry: E) -> E:
+        with self._lock:
+            if entry.live:
+                self._shelf.pin(entry)
+                return entry
         with self._changing():
             live: Any = (
                 self._shelf.shelve_matrix(entry)
@@ -343,11 +371,11 @@ class FactorCache(Generic[R]):
                 else self._shelf.shelve_pattern(entry)
             )
             self._shelf.pin(live)
-        try:
-            yield live
-        finally:
-            with self._lock:
-                self._shelf.unpin(live)
+        return cast("E", live)
+
+    def _unpin(self, entry: Pinnable) -> None:
+        with self._lock:
+            self._shelf.unpin(entry)
 
     @contextmanager
     def reserve(self, nbytes: int) -> Iterator[None]:

@@ -1,8 +1,6 @@
 """What each call computes, once it is admitted: checks, the cache, the solve, the gradient."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
 
@@ -38,6 +36,23 @@ _FIRST_USE = 2
 
 
 @final
+class Counted:
+    """A call that counts at the end of a `with` block, however that ends, unless it will be made again."""
+
+    __slots__ = ("_name", "_telemetry")
+
+    def __init__(self, telemetry: Telemetry, name: str) -> None:
+        self._telemetry, self._name = telemetry, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not WouldWaitError:
+            self._telemetry.count(self._name)
+
+
+@final
 class Calls:
     """The calls of one data plane.
 
@@ -61,7 +76,7 @@ class Calls:
         if call.values is not None:
             self._keep(call.ref, call.values, context)
         entry = self._entry(call.ref, context)
-        with self._counted("solves"), self._cache.pin(entry) as held:
+        with Counted(self._telemetry, "solves"), self._cache.pin(entry) as held:
             rhs = columns(held.operand.matrix, call.rhs, "b")
             x0 = (
                 None
@@ -77,7 +92,7 @@ class Calls:
     def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
         """One adjoint solve; the gradient of the values if it is wanted from here."""
         entry = self._entry(call.ref, context)
-        with self._counted("adjoint_solves"), self._cache.pin(entry) as held:
+        with Counted(self._telemetry, "adjoint_solves"), self._cache.pin(entry) as held:
             matrix = held.operand.matrix
             if least_squares(call.options.method):
                 return self._normal(call, held, context)
@@ -109,7 +124,7 @@ class Calls:
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         """One tangent solve."""
         entry = self._entry(call.ref, context)
-        with self._counted("tangent_solves"), self._cache.pin(entry) as held:
+        with Counted(self._telemetry, "tangent_solves"), self._cache.pin(entry) as held:
             matrix = held.operand.matrix
             if least_squares(call.options.method):
                 raise InvalidOptionError("the tangent of least squares is made of solves and vjps by the client")
@@ -190,17 +205,6 @@ class Calls:
             pattern = self._cache.add_pattern(context.tenant, ref.pattern, matrix.pattern, facts, hashed, base)
         self._cache.add_matrix(pattern, ref.values, operand, structure, time.perf_counter() - started)
         return ref
-
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        """Count a call, unless it will be made again."""
-        try:
-            yield
-        except WouldWaitError:
-            self._telemetry.count(name, -1)
-            raise
-        finally:
-            self._telemetry.count(name)
 
     def _entry(self, ref: MatrixRef, context: CallContext) -> MatrixEntry[FactorRef]:
         check_ref(ref)

@@ -97,9 +97,6 @@ class Preparer:
         self._telemetry = telemetry
         self._unfit = unfit
         self.reuse = Reuse(cache)
-        self._chosen: WeakKeyDictionary[MatrixEntry[FactorRef], dict[tuple[Options, bool], Choice]] = (
-            WeakKeyDictionary()
-        )
         self._seen: WeakKeyDictionary[PatternEntry[FactorRef], dict[Kind, int]] = WeakKeyDictionary()
 
     def prepare(
@@ -131,7 +128,7 @@ class Preparer:
             ROWS[first.spec.method].only_cuda and prepared.choice.spec.method != first.spec.method
         ):
             # The analysis has decided, or the device, once for all calls on these values.
-            self._chosen.setdefault(entry, {})[options, has_x0] = replace(prepared.choice, most_fill=None)
+            entry.choices[options, has_x0] = replace(prepared.choice, most_fill=None)
         if options.reuse is not None and not prepared.factor_hit:
             self.reuse.built(entry, prepared.built_as, prepared.seconds_factor)
         return prepared
@@ -140,7 +137,7 @@ class Preparer:
         """The factor that `prepare` would find without building or waiting; None: it might have to."""
         if options.reuse is not None or options.recycle is not None or entry.pattern.base is not None:
             return None  # the bytes of an update's factor do not tell what a solve with S costs
-        choice = self._chosen.get(entry, {}).get((options, has_x0))
+        choice = entry.choices.get((options, has_x0))
         held = None if choice is None else entry.factors.get(choice.spec)
         return None if held is None or held.away else held.ref
 
@@ -184,7 +181,7 @@ class Preparer:
 
         Of an update it is the choice for the matrix that it stands on.
         """
-        known = self._chosen.setdefault(entry, {})
+        known = entry.choices
         found = known.get((options, has_x0))
         if found is None:
             base = entry.pattern.base

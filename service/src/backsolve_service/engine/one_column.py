@@ -26,13 +26,14 @@ def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Contro
         known: what the factor itself says of the condition number (`conditioning.lower_bound`).
     """
     operand = factor.operand
-    b = rhs.reshape(-1).astype(operand.wide_dtype, copy=False)
-    largest, far = float(np.abs(b).max()), safe_magnitude(operand.dtype)
+    wide_dtype = operand.wide_dtype
+    b = rhs.reshape(-1).astype(wide_dtype, copy=False)
+    largest, far = _largest(b), safe_magnitude(operand.dtype)
     if not 1 / far <= largest <= far:
         return None
-    wide = x.reshape(-1).astype(operand.wide_dtype, copy=False)
+    wide = x.reshape(-1).astype(wide_dtype, copy=False)
     residual = b - operand.product(0, wide, trans)
-    remainder, size = float(np.abs(residual).max()), float(np.abs(wide).max())
+    remainder, size = _largest(residual), _largest(wide)
     if not (remainder < math.inf and 0 < size < math.inf):
         return None
     # Divided through by ||x||: the product ||A|| ||x|| could overflow and hide the error.
@@ -47,6 +48,11 @@ def certify(factor: Factor, rhs: Array, x: Array, trans: Trans, controls: Contro
         and _asked(two, scale, controls)
     )
     return (two / scale, backward, condition) if good else None
+
+
+def _largest(vector: Array) -> float:
+    """The largest magnitude, NaN if there is one. Straight from the loop: `max` of an array takes twice as long."""
+    return float(np.maximum.reduce(np.abs(vector)))
 
 
 def _asked(two: float, scale: float, controls: Controls) -> bool:

@@ -48,7 +48,7 @@ class Operand:
         self.batch = matrix.batch
         self.dtype = matrix.dtype
 
-    @property
+    @lazy
     def wide_dtype(self) -> "np.dtype[Any]":
         """float64 or complex128: what residuals are computed in."""
         return np.dtype(np.complex128 if self.dtype.kind == "c" else np.float64)

@@ -1,8 +1,8 @@
 """The application: routes over the handlers, and problem documents for everything that fails.
 
 The routes are plain ASGI endpoints: arrays never pass through a model, and a small solve does
-not pay for one. What is asked for at a fixed address goes straight to its endpoint, past FastAPI and its layers; FastAPI
-carries addresses with parameters, and says what is wrong with those that do not exist.
+not pay for one. What is asked for at a fixed address goes straight to its endpoint, past FastAPI and its layers; those
+carry addresses with parameters, and say what is wrong with addresses that do not exist.
 """
 
 import json

@@ -1,21 +1,21 @@
-"""Large bodies go from the socket straight into their buffer, past the parser of HTTP.
+"""Large bodies go from the socket straight into their buffer, past the parser of HTTP; small replies straight out.
 
 On the usual way each byte is copied four times between the socket and the application: into an object of the event
 loop's, one of the parser's, and two of the server's. Of a body whose length is known the parser has nothing to find, so
 once a request has room for what is left of its body, a protocol that only receives stands in for the one that parses.
+
+A small call is the opposite: its body is there when it begins, and its reply is ready when it is sent. The messages of
+ASGI for that cost as much as the numerics of n = 100, so such a body is taken and such a reply written in one go.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, final
+from typing import Any, cast, final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-EXTENSION = "backsolve.into"
-"""Name of the extension in the scope of ASGI: `Into`."""
-
-ARRIVED = "backsolve.arrived"
-"""Name of the extension `Arrived`."""
+EXTENSION = "backsolve.wire"
+"""Name of the extension in the scope of ASGI: a `Wire`."""
 
 LEAST_BYTES = 256 << 10
 """A smaller rest of a body comes in one piece or two, for which nothing is exchanged."""
@@ -32,34 +32,26 @@ Into = Callable[[memoryview, Progress], Awaitable[int]]
 Returns the number of bytes, fewer if the caller has gone. To be awaited once all that came before has been taken.
 """
 
-Arrived = Callable[[], bool]
-"""Whether the whole body is there, so that one `receive` gives all of it without waiting."""
-
 _SKIPPED = bytes(1 << 20)
 
 
 @final
 class BulkProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which tells whether a body has `Arrived`, and offers `Into` to requests without TLS."""
+    """uvicorn's protocol, with a `Wire` for each request."""
 
     _skipping = False
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        extensions: Any = {ARRIVED: self._arrived}
-        if self.scheme == "http":
-            extensions[EXTENSION] = self._into
-        self.scope["extensions"] = extensions
+    def on_headers_complete(self) -> None:
+        """A request has been read up to its body; the task that answers it has not begun."""
+        super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            extensions: Any = {EXTENSION: Wire(self, self.cycle)}
+            self.scope["extensions"] = extensions
 
     def on_body(self, body: bytes) -> None:
         """Some of a body has been parsed."""
         if not self._skipping:
             super().on_body(body)
-
-    def _arrived(self) -> bool:
-        # Where a later request has been parsed already this speaks of that one, and is wrong only in saying no.
-        return not self.cycle.more_body
 
     async def _into(self, room: memoryview, progress: Progress) -> int:
         receiver = _Receiver(self, room, progress)
@@ -87,6 +79,57 @@ class BulkProtocol(HttpToolsProtocol):
                 self.parser.feed_data(_SKIPPED[: received - start])
         finally:
             self._skipping = False
+
+
+@final
+class Wire:
+    """One request's way past the messages of ASGI; whatever is not plain is left to them.
+
+    Args:
+        protocol: of the connection.
+        cycle: uvicorn's record of the request.
+    """
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: BulkProtocol, cycle: Any) -> None:
+        self._protocol, self._cycle = protocol, cycle
+
+    @property
+    def into(self) -> Into | None:
+        """How the rest of a large body is received; None under TLS, whose bytes have to be decrypted anyway."""
+        return self._protocol._into if self._protocol.scheme == "http" else None
+
+    def arrived(self) -> bytearray | None:
+        """The whole body, which is the caller's from now on; None: some of it is still to come, or to be asked for."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = cycle.body, bytearray()
+        self._protocol.flow.resume_reading()
+        return cast("bytearray", body)
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Write a whole reply.
+
+        Args:
+            status: of HTTP.
+            headers: lines with their ends, Content-Length among them; none of them from outside.
+            body: as long as they say.
+
+        Returns:
+            False: nothing was done; it has to be sent as messages.
+        """
+        cycle, protocol = self._cycle, self._protocol
+        plain = cycle.keep_alive and not cycle.response_started and cycle.scope["method"] != "HEAD"
+        if not plain or cycle.disconnected or protocol.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        own = b"".join([b"%b: %b\r\n" % header for header in cycle.default_headers])
+        protocol.transport.write(b"".join((STATUS_LINE[status], own, headers, b"\r\n", body)))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
 
 @final

@@ -72,6 +72,10 @@ class Sharing:
         return Reply(reply.status, reply.media_type, reply.pieces[:1], headers)
 
 
+NOTHING = Sharing()
+"""What most requests share."""
+
+
 def sharing_of(exchange: Exchange, source: str, registry: Registry | None) -> Sharing:
     """What the headers of a request say about shared memory.
 
@@ -87,7 +91,7 @@ def sharing_of(exchange: Exchange, source: str, registry: Registry | None) -> Sh
     """
     shared, room = exchange.headers.get(SHARED_HEADER), exchange.headers.get(ANSWER_HEADER)
     if shared is None and room is None:
-        return Sharing()
+        return NOTHING
     if registry is None:
         raise NotSupportedError("no memory is shared here: the server needs BACKSOLVE_UNIX_SHARED", region="none")
     if source != MEDIA_TYPE:

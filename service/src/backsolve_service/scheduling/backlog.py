@@ -44,7 +44,7 @@ class Backlog:
 
     @property
     def quiet(self) -> bool:
-        """Nothing waits, nothing runs, no call is open; `idle` is notified when it becomes true."""
+        """Nothing waits, nothing runs, no call is open; once draining, `idle` is notified when it becomes true."""
         return not (self.waiting or self.running or self._calls)
 
     def open_call(self, call: int) -> None:
@@ -62,8 +62,7 @@ class Backlog:
         """The call has ended."""
         with self._lock:
             self._calls.discard(call)
-            if self.quiet:
-                self.idle.notify_all()
+            self._tell()
 
     def drain(self) -> None:
         """Admit nothing new."""
@@ -82,12 +81,19 @@ class Backlog:
             DrainingError: the service is shutting down, and the job is of no open call.
         """
         with self._lock:
-            if self.draining and not (call in self._calls or (call is None and self._calls)):
-                raise _draining()
-            if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
-                raise self._refusal()
+            self._admit(nbytes, call)
             self.waiting += 1
-            self.nbytes += nbytes
+
+    def enter_running(self, nbytes: int, call: int) -> None:
+        """Admit one job that begins at once.
+
+        Raises:
+            QueueFullError, DrainingError: as `enter`.
+        """
+        with self._lock:
+            self._admit(nbytes, call)
+            self._start(1)
+        self._observer.queued(0.0)
 
     def refuse_when_full(self, calls: int) -> None:
         """Turn a call away before anything is read or computed for it, if its first job would be.
@@ -108,16 +114,13 @@ class Backlog:
         with self._lock:
             self.waiting -= 1
             self.nbytes -= nbytes
-            if self.quiet:
-                self.idle.notify_all()
+            self._tell()
 
     def started(self, jobs: int, waited: float) -> None:
         """Jobs begin as one; the first has waited this many seconds."""
         with self._lock:
             self.waiting -= jobs
-            if not self.running:
-                self._last_end = time.monotonic()  # an idle hour says nothing about the rate
-            self.running += jobs
+            self._start(jobs)
         self._observer.queued(waited)
 
     def ended(self, jobs: int, nbytes: int) -> None:
@@ -129,8 +132,26 @@ class Backlog:
             self._interval += _MEMORY * ((now - self._last_end) / jobs - self._interval)
             self._refusals *= (1 - _MEMORY) ** jobs
             self._last_end = now
-            if self.quiet:
-                self.idle.notify_all()
+            self._tell()
+
+    def _admit(self, nbytes: int, call: int | None) -> None:
+        """Count what a job holds, or refuse it; the lock is held."""
+        if self.draining and not (call in self._calls or (call is None and self._calls)):
+            raise _draining()
+        if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
+            raise self._refusal()
+        self.nbytes += nbytes
+
+    def _start(self, jobs: int) -> None:
+        """Jobs begin; the lock is held."""
+        if not self.running:
+            self._last_end = time.monotonic()  # an idle hour says nothing about the rate
+        self.running += jobs
+
+    def _tell(self) -> None:
+        """Wake who waits for the end, if it has come; the lock is held."""
+        if self.draining and self.quiet:
+            self.idle.notify_all()
 
     def _refusal(self) -> QueueFullError:
         """One more is turned away; the lock is held."""

@@ -118,26 +118,37 @@ class Lane:
         posted meanwhile waits as it would for any job. A job that raises `Deferred` is run again on this
         one's thread, before everything else.
         """
+        if not self.borrow():
+            return False
+        try:
+            self._run([job])
+        finally:
+            self.give_back()
+        return True
+
+    def borrow(self) -> bool:
+        """Take this one's turn, as `lend` does; False: it has work of its own. To be given back whatever happens."""
         with self._mutex:
             if not self._asleep or self._closed:
                 return False
             self._asleep, self._lent, self._busy = False, True, 1
-        try:
-            self._run([job])
-        finally:
-            try:
-                self._take_back()
-            except BaseException:  # an interrupt between two bytecodes must not leave the lane lent for ever
-                self._take_back()
-                raise
-        return True
+            return True
 
-    def _take_back(self) -> None:
-        """The lent turn is over: what came meanwhile is this thread's work."""
+    def give_back(self, tenant: str = "", seconds: float = 0.0) -> None:
+        """The lent turn is over, of which a tenant has had so much: what came meanwhile is this thread's work."""
+        try:
+            self._take_back(tenant, seconds)
+        except BaseException:  # an interrupt between two bytecodes must not leave the lane lent for ever
+            self._take_back(tenant, seconds)
+            raise
+
+    def _take_back(self, tenant: str, seconds: float) -> None:
         with self._mutex:
             if not self._lent:
                 return
             self._lent, self._busy = False, 0
+            if seconds:
+                self._queue.charge(tenant, seconds)
             self._asleep = not (self._begun or self._queue or self._unwanted or self._closed)
             wake = not self._asleep
         if wake:

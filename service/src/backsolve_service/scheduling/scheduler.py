@@ -3,10 +3,10 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar, final
 
 from backsolve.errors import CancelledError, InvalidShapeError
@@ -24,6 +24,7 @@ from .backlog import Backlog
 from .jobs import Solve, Solved, Task
 from .lane import Job
 from .process import ProcessWorker
+from .threads import delivered
 from .ticket import Ticket, discard
 from .worker import FactorRef, ThreadWorker, Worker
 
@@ -48,6 +49,22 @@ class Stats:
     depth: int
     inflight: int
     nbytes: int
+
+
+@final
+class OpenCall:
+    """A call that was admitted, for as long as a `with` block lasts."""
+
+    __slots__ = ("_backlog", "_call")
+
+    def __init__(self, backlog: Backlog, call: int) -> None:
+        self._backlog, self._call = backlog, call
+
+    def __enter__(self) -> None:
+        self._backlog.open_call(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        self._backlog.close_call(self._call)
 
 
 _AT_ONCE_BYTES = 16 << 20
@@ -122,18 +139,13 @@ class Scheduler:
         """
         self._backlog.refuse_when_full(calls)
 
-    @contextmanager
-    def call(self, context: CallContext) -> Iterator[None]:
-        """Admit one call; what it asks for inside the block is served even while draining.
+    def call(self, context: CallContext) -> "OpenCall":
+        """Admit one call; what it asks for inside the `with` block is served even while draining.
 
         Raises:
             DrainingError: the service is shutting down.
         """
-        self._backlog.open_call(id(context))
-        try:
-            yield
-        finally:
-            self._backlog.close_call(id(context))
+        return OpenCall(self._backlog, id(context))
 
     def run(self, job: Callable[[], T], context: CallContext, *, nbytes: int = 0) -> T:
         """Call `job` on a worker and wait for it.
@@ -276,10 +288,43 @@ class Scheduler:
         rows = (n,) if ref.batch is None else (ref.batch, n)
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
-        job = Solve(ref, rhs, trans, controls, context, self._observer, instead, self._block_columns)
         # A thread that must not wait is one of the service's own, on which no caller sets any mode.
         here = (ref.anywhere or (ref.direct and context.at_once)) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
-        return self._ask(ref.worker, job, job.ticket, context, at_once=here and instead is None)
+        here = here and instead is None
+        if here and ref.direct and (solved := self._here(ref, rhs, trans, controls, context)) is not None:
+            return solved
+        job = Solve(ref, rhs, trans, controls, context, self._observer, instead, self._block_columns)
+        return self._ask(ref.worker, job, job.ticket, context, at_once=here)
+
+    def _here(
+        self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext
+    ) -> Solved | None:
+        """Solve on this thread in the worker's place, without a job to be queued; None: the worker cannot be borrowed.
+
+        It comes to the same as `lend` of a job, for half the time of a small solve less.
+        """
+        context.check()
+        worker, nbytes = ref.worker, rhs.nbytes
+        if not worker.borrow():
+            return None
+        begun, seconds = perf_counter(), 0.0
+        try:
+            self._backlog.enter_running(nbytes, id(context))
+            try:
+                found = worker.answer(ref, (rhs,), trans, controls)
+            finally:
+                seconds = perf_counter() - begun
+                self._backlog.ended(1, nbytes)
+        except BaseException as error:
+            delivered(error)  # its frames let go of the factor, which must die on its worker's thread
+            if isinstance(error, Exception):
+                context.check()
+            raise
+        finally:
+            worker.give_back(context.tenant, seconds)
+        width = rhs.shape[-1]
+        self._observer.block(width)
+        return Solved(found, 0.0, seconds, width)
 
     def free(self, ref: FactorRef) -> None:
         """Let a factor go, on its worker; returns at once."""

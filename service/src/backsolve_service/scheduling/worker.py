@@ -122,6 +122,17 @@ class Worker(ABC):
         del job
         return False
 
+    def borrow(self) -> bool:
+        """Take the worker's turn for something quick, which the backlog has yet to admit; False: it does not sleep.
+
+        Then `answer` is called by the borrower, and `give_back` whatever came of it.
+        """
+        return False
+
+    def give_back(self, tenant: str, seconds: float) -> None:
+        """The borrowed turn is over; the tenant has had so many seconds of it."""
+        del tenant, seconds
+
     @abstractmethod
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
@@ -237,6 +248,14 @@ class ThreadWorker(Worker):
     def lend(self, job: Job) -> bool:
         """Run a job on the calling thread, if the worker's own for its kind sleeps."""
         return self._lane(job).lend(job)
+
+    def borrow(self) -> bool:
+        """Take the turn of the thread for solves."""
+        return self._solves.borrow()
+
+    def give_back(self, tenant: str, seconds: float) -> None:
+        """The borrowed turn is over."""
+        self._solves.give_back(tenant, seconds)
 
     def withdraw(self, job: Job) -> None:
         """Take a job out of the queue, unless it has begun."""
