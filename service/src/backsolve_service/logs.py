@@ -82,16 +82,17 @@ class AccessLog(Observer):
         request_id: str = "",
     ) -> None:
         """Log the call, then pass it on."""
-        fields = {
-            "op": op,
-            "transport": transport,
-            "code": code,
-            "seconds": round(seconds, 6),
-            "request_bytes": request_bytes,
-            "response_bytes": response_bytes,
-            "request_id": request_id,
-        }
-        self._log.info("call", extra=fields)
+        if self._log.isEnabledFor(logging.INFO):
+            fields = {
+                "op": op,
+                "transport": transport,
+                "code": code,
+                "seconds": round(seconds, 6),
+                "request_bytes": request_bytes,
+                "response_bytes": response_bytes,
+                "request_id": request_id,
+            }
+            self._log.info("call", extra=fields)
         self._inner.request(
             op,
             transport,

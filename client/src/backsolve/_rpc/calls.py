@@ -6,6 +6,7 @@ Nothing here knows gRPC.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import get_args
 
 from .._transports.base import JvpCall, PutCall, SolveCall, VjpCall
@@ -73,11 +74,22 @@ def decode_options(message: types.Options) -> Options:
     Raises:
         InvalidOptionError: a `trans` that this version does not know.
     """
+    data = message.SerializeToString()
+    return (_remembered_options if len(data) <= _USUAL_OPTION_BYTES else _read_options)(data)
+
+
+def _read_options(data: bytes) -> Options:
+    message = types.Options.FromString(data)
     trans = _TRANS.get(message.trans)
     if trans is None:
         raise InvalidOptionError("trans must be N, T or H")
     given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
     return Options(method=message.method or "auto", trans=trans, **given)
+
+
+_USUAL_OPTION_BYTES = 128
+_remembered_options = lru_cache(maxsize=256)(_read_options)
+"""A job asks for the same with every call, and reading it takes as long as reading all else."""
 
 
 def encode_solve(call: SolveCall) -> tuple[solver.SolveRequest, Arrays]:

@@ -5,6 +5,7 @@ copied into arrays which are allocated once, from sizes that were checked before
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, final
 
@@ -30,6 +31,9 @@ ELEMENTS_PER_FRAME = 1 << 14
 ELEMENT_BYTES = 32
 """No encoded element of a certificate is larger."""
 
+_FOREIGN = sys.byteorder != "little"
+"""Whether numbers have another order here than on the wire."""
+
 _MAX_NDIM = 8
 _MAX_BYTES = 1 << 62
 
@@ -42,6 +46,7 @@ _DTYPES: Mapping["types_pb2.Dtype", np.dtype[Any]] = {
     types_pb2.DTYPE_INT64: np.dtype(np.int64),
 }
 _WIRE_DTYPES = {dtype: number for number, dtype in _DTYPES.items()}
+_TENSOR = types_pb2.Tensor.DESCRIPTOR
 
 
 class Message(Protocol):
@@ -64,7 +69,7 @@ def describe(array: Array) -> types_pb2.Tensor:
     Raises:
         InvalidDtypeError: an element type that has no number on the wire.
     """
-    number = _WIRE_DTYPES.get(array.dtype.newbyteorder("="))
+    number = _WIRE_DTYPES.get(array.dtype if array.dtype.isnative else array.dtype.newbyteorder("="))
     if number is None:
         names = ", ".join(d.name for d in _DTYPES.values())
         raise InvalidDtypeError(f"arrays of {array.dtype} cannot be sent: convert to one of {names}")
@@ -73,8 +78,7 @@ def describe(array: Array) -> types_pb2.Tensor:
 
 def tensors(message: Message) -> dict[str, types_pb2.Tensor]:
     """The tensors that are set in a message, by field name."""
-    kind = types_pb2.Tensor.DESCRIPTOR
-    return {field.name: value for field, value in message.ListFields() if field.message_type is kind}
+    return {field.name: value for field, value in message.ListFields() if field.message_type is _TENSOR}
 
 
 def kinds(message: Message) -> dict[str, tuple["np.dtype[Any]", tuple[int, ...]]]:
@@ -144,7 +148,7 @@ class Assembler:
         self._names: dict[int, str] = {}
         declared = tensors(message)
         checked = {name: _checked(name, tensor) for name, tensor in declared.items()}
-        size = payload_bytes(message)
+        size = sum(tensor.nbytes for tensor in declared.values())
         if max_payload_bytes is not None:
             check_payload(size, max_payload_bytes)
         self.size = size
@@ -158,7 +162,7 @@ class Assembler:
             raise MemoryBudgetError(f"no memory for a call of {size} bytes: send less at a time", size=size) from error
 
     def _allocate(self, number: int, name: str, tensor: types_pb2.Tensor, dtype: np.dtype[Any]) -> None:
-        array = np.empty(tuple(tensor.shape), dtype.newbyteorder("<"))
+        array = np.empty(tuple(tensor.shape), dtype.newbyteorder("<") if _FOREIGN else dtype)
         self._arrays[name] = array
         flat = _bytes_of(array)
         if tensor.data:
@@ -206,7 +210,7 @@ class Assembler:
         if self._targets:
             missing = sum(target.size - self._filled[number] for number, target in self._targets.items())
             raise MalformedError(f"{missing} announced bytes are missing: send every tensor whole")
-        return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in self._arrays.items()}
+        return {name: array if array.dtype.isnative else _native(array) for name, array in self._arrays.items()}
 
 
 def embedded(message: Message, max_payload_bytes: int | None) -> dict[str, Array]:
@@ -238,5 +242,11 @@ def _checked(name: str, tensor: types_pb2.Tensor) -> np.dtype[Any]:
 
 def _bytes_of(array: Array) -> NDArray[np.uint8]:
     """The little-endian bytes of an array in C order; a view where it already has that form."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return little.reshape(-1).view(np.uint8)
+    dtype = array.dtype
+    if _FOREIGN or not (dtype.isnative and array.flags.c_contiguous):
+        array = np.ascontiguousarray(array, dtype=dtype.newbyteorder("<"))
+    return array.reshape(-1).view(np.uint8)
+
+
+def _native(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("="))

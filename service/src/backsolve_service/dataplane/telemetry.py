@@ -79,7 +79,8 @@ class Telemetry(Observer):
 
     def queued(self, seconds: float) -> None:
         """A call waited this long for a worker."""
-        self.count("seconds_queue", seconds)
+        if seconds:
+            self.count("seconds_queue", seconds)
         self._observer.queued(seconds)
 
     def phase(self, name: Phase, seconds: float) -> None:

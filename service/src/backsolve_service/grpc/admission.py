@@ -3,9 +3,8 @@
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import grpc
@@ -55,55 +54,96 @@ class Admission:
         self._lock = threading.Lock()
         self._under_way = 0
 
-    @contextmanager
-    def let_in(self, context: Any, refuse_when_full: Callable[[int], None]) -> Iterator[CallContext]:
+    def let_in(self, context: Any, refuse_when_full: Callable[[int], None]) -> "Admitted":
         """As `admit`, for what may have to queue: refused while that is cheap when there is no room.
 
         Args:
             context: gRPC's.
             refuse_when_full: given how many such calls are under way, raises what refuses one more.
         """
-        with self.admit(context) as call:
-            with self._lock:
-                refuse_when_full(self._under_way)
-                self._under_way += 1
-            try:
-                yield call
-            finally:
-                with self._lock:
-                    self._under_way -= 1
+        return Admitted(self, context, refuse_when_full)
 
-    @contextmanager
-    def admit(self, context: Any) -> Iterator[CallContext]:
-        """The circumstances of a call, for as long as it is handled.
+    def admit(self, context: Any) -> "Admitted":
+        """The circumstances of a call, for as long as a `with` block handles it.
 
         Errors of ours end the call with their status and details; anything else ends it with
         INTERNAL and the request id, and its trace goes to the log.
         """
+        return Admitted(self, context, None)
+
+    def tenant(self, header: str) -> str:
+        """Whose call it is, by its authorization header.
+
+        Raises:
+            UnauthenticatedError: a token is asked for, and this is none.
+        """
+        return self._callers.tenant(_token(header), "send metadata 'authorization: Bearer <token>'")
+
+    def enter(self, refuse_when_full: Callable[[int], None]) -> None:
+        """One more that may have to queue is under way, unless it is refused."""
+        with self._lock:
+            refuse_when_full(self._under_way)
+            self._under_way += 1
+
+    def leave(self) -> None:
+        """One of them has ended."""
+        with self._lock:
+            self._under_way -= 1
+
+    def end(self, context: Any, error: Exception, request_id: str) -> None:
+        """End a call with the status of an error; raises, as gRPC wants it."""
+        self._failed(error, request_id)
+        if not isinstance(error, BacksolveError):
+            _log.error("request %s failed unexpectedly", request_id, exc_info=error, extra={"request_id": request_id})
+            text = f"the server failed; its log has the cause under request {request_id}"
+            error = InternalError(text, request_id=request_id)
+        _end(context, error, request_id)
+
+
+@final
+class Admitted:
+    """One call while it is handled: the `with` block gets its circumstances, and what it raises becomes a status."""
+
+    __slots__ = ("_admission", "_context", "_handled", "_refuse_when_full", "_request_id", "_under_way")
+
+    def __init__(self, admission: Admission, context: Any, refuse_when_full: Callable[[int], None] | None) -> None:
+        self._admission, self._context, self._refuse_when_full = admission, context, refuse_when_full
+        self._handled = self._under_way = False
+        self._request_id = ""
+
+    def __enter__(self) -> CallContext:
+        context = self._context
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         given = metadata.get(REQUEST_ID, "")
-        request_id = given if _SAFE_ID.fullmatch(given) else new_request_id()
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        self._request_id = given if _SAFE_ID.fullmatch(given) else new_request_id()
+        context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
         left = context.time_remaining()
         endless = left is None or left > _NO_DEADLINE_SECONDS
-        call = CallContext.within(None if endless else left, "grpc", request_id)
-        release = _cancel_with(context, call)
         try:
-            token = _token(metadata.get("authorization", ""))
-            tenant = self._callers.tenant(token, "send metadata 'authorization: Bearer <token>'")
-            yield replace(call, tenant=tenant)
-        except BacksolveError as error:
-            self._failed(error, request_id)
-            _end(context, error, request_id)
-        except grpc.RpcError:
-            raise  # the caller went away while its frames were read; gRPC has ended the call already
+            tenant = self._admission.tenant(metadata.get("authorization", ""))
+            call = CallContext.within(None if endless else left, "grpc", self._request_id, tenant)
+            if self._refuse_when_full is not None:
+                self._admission.enter(self._refuse_when_full)
+                self._under_way = True
         except Exception as error:
-            self._failed(error, request_id)
-            _log.exception("request %s failed unexpectedly", request_id, extra={"request_id": request_id})
-            text = f"the server failed; its log has the cause under request {request_id}"
-            _end(context, InternalError(text, request_id=request_id), request_id, error)
-        finally:
-            release()
+            self._admission.end(context, error, self._request_id)
+            raise
+
+        def gone() -> None:
+            if not self._handled:
+                call.cancel()
+
+        if not context.add_callback(gone):
+            gone()
+        return call
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._handled = True
+        if self._under_way:
+            self._admission.leave()
+        # Where the caller went away while its frames were read, gRPC has ended the call already.
+        if isinstance(error, Exception) and not isinstance(error, grpc.RpcError):
+            self._admission.end(self._context, error, self._request_id)
 
 
 def _token(header: str) -> str | None:
@@ -112,24 +152,7 @@ def _token(header: str) -> str | None:
     return token if scheme.lower() == "bearer" else None
 
 
-def _cancel_with(context: Any, call: CallContext) -> Callable[[], None]:
-    """Cancel `call` when the RPC ends before it has been handled; the result says that it has."""
-    handled = False
-
-    def gone() -> None:
-        if not handled:
-            call.cancel()
-
-    def release() -> None:
-        nonlocal handled
-        handled = True
-
-    if not context.add_callback(gone):
-        gone()
-    return release
-
-
-def _end(context: Any, error: BacksolveError, request_id: str, cause: Exception | None = None) -> None:
+def _end(context: Any, error: BacksolveError, request_id: str) -> None:
     """End the call with a status; raises, as gRPC wants it."""
     trailer = ((REQUEST_ID, request_id), (DETAILS_KEY, encode_error(error)))
     text = str(error)[:_MESSAGE_CHARACTERS]

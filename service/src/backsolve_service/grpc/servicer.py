@@ -130,7 +130,7 @@ class SolverServicer:
             arrays = framing.embedded(request, self._plane.limits.max_payload_bytes)
             message, results = encode(answer(decode(request, arrays), call))
             # Elements of a batch's certificate may outgrow the arrays.
-            _check_unary(max(framing.payload_bytes(message), message.ByteSize()), stream)
+            _check_unary(max(sum(array.nbytes for array in results.values()), message.ByteSize()), stream)
             framing.embed(message, results)
             return message
 
