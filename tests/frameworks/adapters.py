@@ -42,6 +42,14 @@ class Adapter(ABC):
         """The framework's own dense solve with op(A), A scattered from its values."""
 
     @abstractmethod
+    def minimise(self, **options: Any) -> Function:
+        """Our least squares, of a dense A."""
+
+    @abstractmethod
+    def normal_equations(self) -> Function:
+        """The framework's own solve of `AᴴA x = Aᴴb`, for a tall A of full rank and columns."""
+
+    @abstractmethod
     def grad(self, f: Function, case: Case, values: np.ndarray | None = None) -> list[np.ndarray]:
         """Of the loss, with respect to the values and b."""
 

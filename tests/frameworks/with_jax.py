@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backsolve.jax import solve, spsolve
+from backsolve.jax import lstsq, solve, spsolve
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import Case
 
@@ -33,6 +33,12 @@ class Jax(Adapter):
             return jnp.linalg.solve(A, b) if case.columns else jnp.linalg.solve(A, b[..., None])[..., 0]
 
         return f
+
+    def minimise(self, **options: Any) -> Function:
+        return lambda A, b: lstsq(A, b, **options)
+
+    def normal_equations(self) -> Function:
+        return lambda A, b: jnp.linalg.solve(A.mT.conj() @ A, A.mT.conj() @ b)
 
     def _loss(self, f: Function, case: Case) -> Any:
         fourth, first = case.weights

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from backsolve.tensorflow import solve, spsolve
+from backsolve.tensorflow import lstsq, solve, spsolve
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import Case
 
@@ -34,6 +34,15 @@ class TensorFlow(Adapter):
                 values = tf.gather(tf.concat([values, tf.zeros_like(values[..., :1])], -1), entry, axis=-1)
             A = {"N": values, "T": tf.linalg.matrix_transpose(values), "H": tf.linalg.adjoint(values)}[case.trans]
             return tf.linalg.solve(A, b) if case.columns else tf.linalg.solve(A, b[..., None])[..., 0]
+
+        return f
+
+    def minimise(self, **options: Any) -> Function:
+        return lambda A, b: lstsq(A, b, **options)
+
+    def normal_equations(self) -> Function:
+        def f(A: Any, b: Any) -> Any:
+            return tf.linalg.solve(tf.linalg.matmul(A, A, adjoint_a=True), tf.linalg.matmul(A, b, adjoint_a=True))
 
         return f
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backsolve.torch import solve, spsolve
+from backsolve.torch import lstsq, solve, spsolve
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import Case
 from support.tensors import scattered
@@ -32,6 +32,12 @@ class Torch(Adapter):
             return torch.linalg.solve(A, b) if case.columns else torch.linalg.solve(A, b.unsqueeze(-1)).squeeze(-1)
 
         return f
+
+    def minimise(self, **options: Any) -> Function:
+        return lambda A, b: lstsq(A, b, **options)
+
+    def normal_equations(self) -> Function:
+        return lambda A, b: torch.linalg.solve(A.mH @ A, A.mH @ b)
 
     def _loss(self, f: Function, case: Case, values: Tensor, b: Tensor) -> Tensor:
         x = f(values, b)

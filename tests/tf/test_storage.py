@@ -1,12 +1,14 @@
 """Patterns stored as Hermitian ones: gradients of two orders are those of TensorFlow's own dense solve."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import sparse
 
 import backsolve.tensorflow as bt
-from backsolve import Pattern
+from backsolve import Client, Pattern
 from support.systems import random_like
 
 N = 5
@@ -17,10 +19,14 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+FORMS = [("pattern", dtype, trans) for dtype in ("float64", "complex128") for trans in ("N", "T", "H")]
+FORMS += [(form, *of) for form in ("indices", "dense") for of in (("float32", "N"), ("complex128", "T"))]
+FORMS += [("function", "complex128", "H")]
+
+
+@pytest.mark.parametrize(("form", "dtype", "trans"), FORMS)
 @pytest.mark.parametrize("storage", PATTERNS)
-@pytest.mark.parametrize("trans", ["N", "T", "H"])
-def test_derivatives(storage: str, dtype: str, trans: str) -> None:
+def test_derivatives(storage: Any, dtype: str, trans: Any, form: str, embedded: Client) -> None:
     pattern = PATTERNS[storage]
     free, b = (tf.constant(random_like(shape, dtype, 90_412 + len(shape))) for shape in ((N, N), (N, 2)))
     places = np.stack([pattern.rows, pattern.indices], axis=1)
@@ -30,7 +36,18 @@ def test_derivatives(storage: str, dtype: str, trans: str) -> None:
         return (shifted + tf.linalg.adjoint(shifted)) * tf.cast(WHERE, free.dtype)
 
     def ours(free: tf.Tensor) -> tf.Tensor:
-        return bt.spsolve(tf.gather_nd(whole(free), places), pattern, b, trans=trans)
+        A, options = whole(free), {"trans": trans, "client": embedded}
+        values = tf.gather_nd(A, places)
+        if form == "pattern":
+            return bt.spsolve(values, pattern, b, **options)
+        if form == "indices":
+            # In another order than a pattern's.
+            sparse_a = tf.SparseTensor(places[::-1], values[::-1], [N, N])
+            return bt.solve(sparse_a, b, storage=storage, **options)
+        if form == "dense":
+            return bt.solve(A, b, storage=storage, **options)
+        unknown = [tf.TensorSpec([None, None], A.dtype)] * 2
+        return tf.function(lambda A, b: bt.solve(A, b, storage=storage, **options), unknown)(A, b)
 
     def exact(free: tf.Tensor) -> tf.Tensor:
         a = tf.transpose(whole(free)) if trans == "T" else whole(free)

@@ -6,16 +6,38 @@
 
 Works eagerly and in `tf.function`, with tapes and forward accumulators in any nesting. `LinearSolve`
 is a layer of Keras, which is imported with it alone.
+
+`hvp`, `gnvp` and `jacobian` are products with second derivatives, and all first ones, of functions that solve.
+
+`lstsq` and `splstsq` minimise `||b - A x||` for matrices of any shape, as differentiably.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .functional import solve, spsolve
+from .least_squares import lstsq, splstsq
+from .products import HessianProducts, gnvp, hvp, jacobian
+from .structured import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz
 
 if TYPE_CHECKING:
     from .layer import LinearSolve
 
-__all__ = ["LinearSolve", "solve", "spsolve"]
+__all__ = [
+    "Circulant",
+    "HessianProducts",
+    "Kronecker",
+    "LinearSolve",
+    "LowRankPlusDiagonal",
+    "LowRankUpdate",
+    "Toeplitz",
+    "gnvp",
+    "hvp",
+    "jacobian",
+    "lstsq",
+    "solve",
+    "splstsq",
+    "spsolve",
+]
 
 
 def __getattr__(name: str) -> Any:

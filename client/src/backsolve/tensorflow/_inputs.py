@@ -4,7 +4,10 @@ from typing import Any, Final
 
 import tensorflow as tf
 
-from ..errors import InvalidDtypeError, InvalidShapeError, NotSupportedError
+from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError, NotSupportedError
+from ..pattern import StructuredPattern, parameters
+from ._function import Where, of_indices
+from ._request import Asked
 from ._rules import Tensor
 
 _TYPES: Final = (tf.float32, tf.float64, tf.complex64, tf.complex128)
@@ -57,7 +60,62 @@ def pair(values: Tensor, b: Tensor, name: str) -> None:
             )
 
 
-def shapes(values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int | None, ...], n: int | None) -> str | None:
+def sparse(A: tf.SparseTensor) -> Where:
+    """Where the entries of a sparse matrix are.
+
+    Raises:
+        InvalidShapeError: it is no matrix.
+    """
+    if A.shape.rank not in (None, 2):
+        raise InvalidShapeError(
+            f"a sparse A must be a matrix, its shape is {tuple(A.shape)}; for a batch on one pattern use the form "
+            "for values and a pattern, spsolve(values, pattern, b)"
+        )
+    m, n = A.shape if A.shape.rank == 2 else (None, None)
+    return of_indices(A.indices, A.dense_shape, (m, n))
+
+
+def sizes(asked: Asked, where: Where, values: Tensor) -> tuple[tuple[int | None, ...], int | None, int | None]:
+    """Shape of one matrix's values, and its rows and columns, as far as they are known."""
+    if isinstance(asked.pattern, StructuredPattern):
+        return (parameters(asked.pattern), *asked.pattern.shape)
+    if where.place is not None:
+        return ((where.place.rows.shape[0],), *where.place.static)
+    m, n = values.shape[-2:]
+    return ((m, n), m, n)
+
+
+def fitting(
+    values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int | None, ...], rows: int | None, name: str
+) -> Tensor:
+    """B, of which the number of rows is known where that of the matrix is.
+
+    Raises:
+        InvalidShapeError: shapes do not fit.
+    """
+    fault = _misfit(values, b, x0, entries, rows)
+    if fault is not None:
+        raise InvalidShapeError(f"{name} {fault}")
+    lead = values.shape.rank - len(entries)
+    if rows is None or b.shape[lead] is not None:
+        return b
+    return tf.ensure_shape(b, [*b.shape[:lead], rows, *b.shape[lead + 1 :]])
+
+
+def refuse_statistics(return_stats: bool) -> None:
+    """Refuse to tell what came of a solve that is not made yet.
+
+    Raises:
+        InvalidOptionError: a graph is being built.
+    """
+    if return_stats and not tf.executing_eagerly():
+        raise InvalidOptionError(
+            "return_stats does not work inside tf.function, where nothing is solved yet: use observe",
+            option="return_stats",
+        )
+
+
+def _misfit(values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int | None, ...], n: int | None) -> str | None:
     """What does not fit as far as shapes are known, or None; the rest is checked with the numbers.
 
     Args:

@@ -7,7 +7,7 @@ traced function may run many times at once.
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Final, final
+from typing import Final, Literal, final
 
 import numpy as np
 
@@ -17,14 +17,18 @@ from ..canonical import Entries, PatternMemo, from_coordinates
 from ..client import Client, default_client
 from ..errors import InvalidShapeError
 from ..matrix import Matrix
-from ..pattern import AnyPattern, DensePattern, Pattern, check_square
+from ..pattern import AnyPattern, DensePattern, StructuredPattern, check_square, parameters
 from ..retry import Timeout
-from ..types import Array, Certificate, MatrixRef, OnFailure, Options
+from ..storage import packed
+from ..types import Array, Certificate, MatrixRef, OnFailure, Options, Storage
 
 _memo: Final = PatternMemo()
 renew_after_fork(_memo, PatternMemo.forget_locks)
 
 _DIGEST: Final = 32
+
+Operation = Literal["solve", "minimise", "normal"]
+"""`M⁻¹ rhs`; or of least squares `G Aᴴ rhs` and `G rhs`, with G = (AᴴA + damp² I)⁺."""
 
 
 @final
@@ -34,20 +38,24 @@ class Asked:
 
     Attributes:
         client: where to solve; None: wherever the process solves when the request is made.
-        pattern: of one sparse matrix; None where it comes with the numbers (`Operands`).
+        pattern: of one sparse or structured matrix; None where it comes with the numbers (`Operands`).
         options, timeout, on_failure, observe: as the caller gave them.
         name: how the caller knows the values.
+        operation: what is asked for.
+        storage: of a matrix whose pattern comes with the numbers; a dense "lower" one is given whole.
         adjoint: solve with the adjoint of `options.trans`'s operator.
         cotangent: the right-hand side is a cotangent, of an adjoint that was differentiated.
     """
 
     client: Client | None
-    pattern: Pattern | None
+    pattern: AnyPattern | None
     options: Options
     timeout: Timeout
     on_failure: OnFailure
     observe: Observer | None
     name: str
+    operation: Operation = "solve"
+    storage: Storage = "general"
     adjoint: bool = False
     cotangent: bool = False
 
@@ -62,7 +70,7 @@ class Operands:
     """The numbers of a solve.
 
     Attributes:
-        values: `[*batch, nnz]`, or dense `[*batch, n, n]`.
+        values: `[*batch, nnz]`, or dense `[*batch, m, n]`.
         rhs: `[*batch, n]` or `[*batch, n, k]`.
         note: of the forward solve; empty in the forward itself.
         x0: first iterate, shaped like rhs.
@@ -78,34 +86,56 @@ class Operands:
     shape: Array | None
 
 
-def answer(asked: Asked, given: Operands) -> tuple[Array, Array, Certificate]:
-    """Make the one request; x, shaped like rhs and of memory of its own, a note for later ones, the certificate."""
+def answer(asked: Asked, given: Operands) -> tuple[Array, Array, Certificate | None]:
+    """Make the one request; x, of memory of its own, a note for later ones, and the certificate.
+
+    Of a derivative with nothing on the right the answer is nothing, and no request is made: products with a Jacobian
+    ask for such ones (`products.py`). There is no certificate then.
+    """
     values, pattern = _canonical(asked, given)
-    check_square(pattern)
+    if asked.operation == "solve":
+        check_square(pattern)
     lead = _checked(asked, given, values, pattern)
+    wanted = (*lead, pattern.n, *given.rhs.shape[len(lead) + 1 :])
+    if given.note.size and not given.rhs.any():
+        return np.zeros(wanted, given.rhs.dtype), given.note, None
     rhs, x0 = given.rhs, given.x0
     if len(lead) > 1:
         size = prod(lead)
-        values = values.reshape(size, *pattern.entries)
+        values = values.reshape(size, *parameters(pattern))
         rhs = rhs.reshape(size, *rhs.shape[len(lead) :])
         x0 = None if x0 is None else x0.reshape(rhs.shape)
-    matrix, options = Matrix(pattern, values), asked.options
+    matrix, options = Matrix.of_parameters(pattern, values), asked.options
     if given.note.size:
         ref, method = _read(given.note)
         matrix.named(ref)
         # The forward's method by name, so that its factor is met; with `reuse` it may have had none.
         options = options if options.reuse is not None else replace(options, method=method)
-    certificates: list[Certificate] = []
+    x, certificate = _called(asked, options, matrix, rhs, x0)
+    note = given.note if given.note.size else _written(matrix.ref, certificate.method)
+    return np.ascontiguousarray(x).reshape(wanted), note, certificate
+
+
+def _called(asked: Asked, options: Options, matrix: Matrix, rhs: Array, x0: Array | None) -> tuple[Array, Certificate]:
+    """The call that the operation stands for; whoever observes is told of it."""
+    client, certificates = asked.client or default_client(), list[Certificate]()
 
     def seen(phase: Phase, certificate: Certificate) -> None:
         certificates.append(certificate)
         if asked.observe is not None:
             asked.observe(phase, certificate)
 
-    system = System(asked.client or default_client(), pattern, options, asked.timeout, asked.on_failure, seen)
+    if asked.operation == "minimise":
+        found = client.lstsq_matrix(matrix, rhs, options, timeout=asked.timeout, on_failure=asked.on_failure)
+        seen("solve", found.stats)
+        return found.x, found.stats
+    if asked.operation == "normal":
+        reply = client.normal_matrix(matrix, rhs, options, timeout=asked.timeout, on_failure=asked.on_failure)
+        seen("adjoint", reply.stats)
+        return np.asarray(reply.b), reply.stats
+    system = System(client, matrix.pattern, options, asked.timeout, asked.on_failure, seen)
     x = Request(system, adjoint=asked.adjoint, cotangent=asked.cotangent).run(matrix, rhs, x0)
-    note = given.note if given.note.size else _written(matrix.ref, certificates[0].method)
-    return np.ascontiguousarray(x).reshape(given.rhs.shape), note, certificates[0]
+    return x, certificates[0]
 
 
 def _canonical(asked: Asked, given: Operands) -> tuple[Array, AnyPattern]:
@@ -114,12 +144,13 @@ def _canonical(asked: Asked, given: Operands) -> tuple[Array, AnyPattern]:
         return given.values, asked.pattern
     if given.indices is None or given.shape is None:
         rows, columns = given.values.shape[-2:]
-        return given.values, DensePattern((rows, columns))
-    entries = _entries(given.indices, (int(given.shape[0]), int(given.shape[1])))
-    return entries.gather(given.values), entries.pattern
+        pattern = DensePattern((rows, columns), asked.storage)
+        return packed(given.values) if asked.storage == "lower" else given.values, pattern
+    entries = coordinates(given.indices, (int(given.shape[0]), int(given.shape[1])))
+    return entries.gather(given.values), entries.pattern.stored(asked.storage)
 
 
-def _entries(indices: Array, shape: tuple[int, int]) -> Entries:
+def coordinates(indices: Array, shape: tuple[int, int]) -> Entries:
     """Where stored entries in any order lie; a pattern that was met before is found again with its digest."""
     rows, columns = indices[:, 0], indices[:, 1]
     inside = indices.size == 0 or (indices.min() >= 0 and rows.max() < shape[0] and columns.max() < shape[1])
@@ -136,17 +167,19 @@ def _checked(asked: Asked, given: Operands, values: Array, pattern: AnyPattern) 
     Raises:
         InvalidShapeError: they do not.
     """
-    entries, name = pattern.entries, asked.name
+    entries, name = parameters(pattern), asked.name
     lead = values.shape[: values.ndim - len(entries)]
     if values.ndim < len(entries) or values.shape[len(lead) :] != entries:
         raise InvalidShapeError(f"{name} has shape {values.shape}, the pattern needs {entries} or (batch, *{entries})")
-    known, b = (*lead, pattern.n), given.rhs
+    known, b = (*lead, pattern.m if asked.operation == "minimise" else pattern.n), given.rhs
     if b.shape[: len(known)] != known or b.ndim not in (len(known), len(known) + 1):
         raise InvalidShapeError(
             f"b has shape {b.shape}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
         )
     if given.x0 is not None and given.x0.shape != b.shape:
         raise InvalidShapeError(f"x0 has shape {given.x0.shape}, it must be shaped like b, {b.shape}")
+    if lead and isinstance(pattern, StructuredPattern) and pattern.base is not None:
+        raise InvalidShapeError("there is a batch of updates: solve them one by one, S is factorized only once")
     return lead
 
 

@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from .._adapter import rules
 from .._adapter.rules import Algebra
-from ..errors import NotSupportedError
-from ..kinds.base import Operator, Ops
-from ..pattern import AnyPattern, DensePattern, Pattern
+from ..kinds.base import Operator
+from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
+from ..types import Storage
+from ._arrays import OPS, Arraylike
 
 Tensor = Any
 """A `tf.Tensor`; TensorFlow has no types of its own for mypy."""
@@ -18,8 +19,8 @@ Tensor = Any
 _BLOCK: Final = 1 << 20
 """Products formed at a time, where shapes are known: bounds the scratch memory of a wide block of right-hand sides."""
 
-_ANY: Final = DensePattern((0, 0))
-"""Stands for every pattern of general storage: the formulas ask of it nothing else, and a `Place` knows the entries."""
+ANY: Final = DensePattern((0, 0))
+"""Stands for every pattern of entries: the formulas ask of it nothing but its storage, and a `Place` knows the rest."""
 
 _coordinates: "WeakKeyDictionary[Pattern, tuple[Tensor, Tensor]]" = WeakKeyDictionary()
 
@@ -50,15 +51,15 @@ class Place:
 
     def product(self, pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
         """`A x`, or `Aᵀ x`, for the matrix with these values."""
-        into, out_of = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+        rows, columns = self._blocks(x)
+        into, out_of = (columns, rows) if transposed else (rows, columns)
         size = self.shape[1] if transposed else self.shape[0]
-        terms = values[..., None] * tf.gather(x, out_of, axis=-2)
-        # Segments are summed over the leading axis alone.
-        rank = terms.shape.rank
-        forth = [rank - 2, *range(rank - 2), rank - 1]
-        back = [*range(1, rank - 1), 0, rank - 1]
-        summed = tf.math.unsorted_segment_sum(tf.transpose(terms, forth), into, size)
-        return tf.transpose(summed, back)
+        given = tf.split(values, [len(r) for r in rows], axis=-1) if len(rows) > 1 else [values]
+        parts = [
+            _summed(v[..., None] * tf.gather(x, o, axis=-2), i, size)
+            for v, i, o in zip(given, into, out_of, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else tf.add_n(parts)
 
     def _blocks(self, rhs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Rows and columns in pieces that keep a piece's products below `_BLOCK`."""
@@ -84,17 +85,60 @@ def of_pattern(pattern: Pattern) -> Place:
 
 
 def values_gradient(
-    place: Place | None, pattern: Pattern | None, operator: Operator, lam: Tensor, x: Tensor, vectors: bool
+    place: Place | None, storage: Storage, operator: Operator, lam: Tensor, x: Tensor, vectors: bool
 ) -> Tensor:
-    """As `rules.values_gradient`; `place` is None for a dense matrix, `pattern` where the numbers bring it."""
-    return rules.values_gradient(algebra(place), pattern or _ANY, operator, lam, x, vectors)
+    """As `rules.values_gradient`; `place` is None for a dense matrix, of which every entry has a gradient."""
+    on = algebra(place)
+    found = rules.values_gradient(on, ANY, operator, lam, x, vectors)
+    if storage == "general":
+        return found
+    # With w of `backsolve.storage`, w ∘ (G + Gᴴ); the conjugate transpose of λ xᴴ is x λᴴ.
+    found = found + rules.values_gradient(on, ANY, operator, x, lam, vectors)
+    half = tf.cast(0.5, found.dtype)
+    if storage == "hermitian":
+        return half * found
+    if place is None:
+        below = tf.linalg.band_part(found, -1, 0)
+        return tf.linalg.set_diag(below, half * tf.linalg.diag_part(below))
+    return found * tf.where(tf.equal(place.rows, place.columns), half, tf.ones_like(half))
+
+
+def structured_gradient(
+    pattern: StructuredPattern,
+    place: Place | None,
+    operator: Operator,
+    lam: Tensor,
+    x: Tensor,
+    values: Tensor,
+    vectors: bool,
+) -> Tensor:
+    """As `rules.values_gradient`; `place` is that of a sparse S of an update."""
+    below = algebra(place)
+
+    def outer(_: AnyPattern, left: Arraylike, right: Arraylike) -> Arraylike:
+        return Arraylike(below.outer(ANY, left.tensor, right.tensor))
+
+    on = Algebra(OPS, outer, below.product, Arraylike.conj, below.zeros_like)
+    found: Arraylike = rules.values_gradient(
+        on, pattern, operator, Arraylike(lam), Arraylike(x), vectors, Arraylike(values)
+    )
+    return found.tensor
 
 
 def algebra(place: Place | None) -> Algebra:
-    """The operations, for one matrix."""
+    """The operations, for one matrix of entries."""
     if place is None:
-        return Algebra(_OPS, _dense_outer, _dense_product, tf.math.conj, tf.zeros_like)
-    return Algebra(_OPS, place.outer, place.product, tf.math.conj, tf.zeros_like)
+        return Algebra(OPS, _dense_outer, _dense_product, tf.math.conj, tf.zeros_like)
+    return Algebra(OPS, place.outer, place.product, tf.math.conj, tf.zeros_like)
+
+
+def _summed(terms: Tensor, into: Tensor, size: Any) -> Tensor:
+    """`[..., size, k]`, the sums of the `[..., nnz, k]` that belong to each row."""
+    # Segments are summed over the leading axis alone.
+    rank = terms.shape.rank
+    forth = [rank - 2, *range(rank - 2), rank - 1]
+    back = [*range(1, rank - 1), 0, rank - 1]
+    return tf.transpose(tf.math.unsorted_segment_sum(tf.transpose(terms, forth), into, size), back)
 
 
 def _dense_outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
@@ -103,11 +147,3 @@ def _dense_outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
 
 def _dense_product(pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
     return tf.linalg.matmul(values, x, transpose_a=transposed)
-
-
-def _concatenate(tensors: Any, axis: int) -> Tensor:
-    raise NotSupportedError("structured matrices are not offered in TensorFlow")
-
-
-_OPS: Final = Ops(tf.signal, _concatenate, lambda tensor: bool(tensor.dtype.is_complex))
-"""Asked for by structured matrices alone."""

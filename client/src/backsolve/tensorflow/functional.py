@@ -11,15 +11,16 @@ from ..client import Client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import SolveOptions as CallOptions
 from ..options import make_options
-from ..pattern import Pattern, check_square
+from ..pattern import Pattern, check_square, check_storage
 from ..retry import UNSET, Timeout
 from ..types import Certificate, OnFailure, Storage
 from . import _inputs
-from ._function import Where, of_indices
+from ._function import Where, told
 from ._function import solve as solved
 from ._options import SolveOptions
 from ._request import Asked
 from ._rules import Tensor, of_pattern
+from .structured import LowRankUpdate, Structured
 
 
 @overload
@@ -71,11 +72,14 @@ def solve(
     use `tf.map_fn`, or better the whole batch in one solve.
 
     Args:
-        A: `[*batch, n, n]` dense, or a `tf.SparseTensor` `[n, n]`, its indices in any order.
+        A: `[*batch, n, n]` dense, a `tf.SparseTensor` `[n, n]`, its indices in any order, or a structured
+            matrix of this package such as `LowRankPlusDiagonal`, whose parameters receive the gradient.
         b: `[*batch, n]`, or `[*batch, n, k]` for k columns; A's element type.
         x0: first iterate of an iterative method, shaped like b. The answer does not depend on
             it: it receives no gradient.
-        storage: "general" alone; for Hermitian matrices give `spsolve` a pattern of such a storage.
+        storage: "general"; or of an A that equals its conjugate transpose "hermitian" (all of it is given; its
+            gradient is Hermitian) or "lower" (the part above the diagonal is not read, half the bytes are sent,
+            and an entry's gradient has both of its places); see `backsolve.storage`.
         client: by default a process-wide one (`BACKSOLVE_URL`, or the engine in this process).
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
@@ -83,7 +87,7 @@ def solve(
         return_stats: return the certificate of the forward solve too. Not inside `tf.function`.
         observe: called as `observe(phase, certificate)` after every request, those of gradients
             included; phase is "solve" or "adjoint". Inside `tf.function` it is called from
-            TensorFlow's threads, whenever the graph solves.
+            TensorFlow's threads, whenever the graph solves. Of a cotangent of zeros nothing is requested.
         options: those of `backsolve.options.SolveOptions`, for forward and backward alike.
 
     Returns:
@@ -93,34 +97,33 @@ def solve(
         InvalidShapeError: shapes do not fit, or A is not square.
         InvalidDtypeError: integers, half precision, or types that differ.
         InvalidPatternError: indices outside of A.
-        NotSupportedError: a structured matrix, another storage, or a function that XLA is to compile.
+        NotSupportedError: a structured matrix of NumPy arrays, or a function that XLA is to compile.
         BacksolveError: whatever the solve itself meets, in the forward or the backward (see
             `backsolve.errors`).
 
     Source: Giles, "An extended collection of matrix derivative results", 2008, section 2.3.1.
     """
+    given = make_options(**options)
     if isinstance(A, Parametrised):
         raise NotSupportedError(
-            "structured matrices are not offered in TensorFlow: use backsolve.torch, backsolve.Client.solve, or the "
-            "entries of the matrix"
+            "a structured matrix of NumPy arrays is solved with by backsolve.Client.solve: make it of tensors, e.g. "
+            "backsolve.tensorflow.LowRankPlusDiagonal"
         )
-    if storage != "general":
-        raise NotSupportedError(
-            "in TensorFlow storage belongs to a pattern: use spsolve(values, Pattern.from_csr(..., storage=...), b)"
-        )
-    asked = Asked(client, None, make_options(**options), timeout, on_failure, observe, "A")
+    if isinstance(A, Structured):
+        check_general(storage)
+        asked = Asked(client, A.pattern, given, timeout, on_failure, observe, "A")
+        base = A.below if isinstance(A, LowRankUpdate) else None
+        where = Where(of_pattern(base)) if isinstance(base, Pattern) else Where()
+        return _solve(asked, where, A.values(), b, x0, return_stats)
+    # What it is a storage of is known when the numbers are.
+    check_storage(storage, (0, 0))
+    asked = Asked(client, None, given, timeout, on_failure, observe, "A", storage=storage)
     if not isinstance(A, tf.SparseTensor):
         A = _inputs.tensor(A, "A")
         if A.shape.rank is not None and A.shape.rank < 2:
             raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(A.shape)}")
         return _solve(asked, Where(), A, b, x0, return_stats)
-    if A.shape.rank not in (None, 2):
-        raise InvalidShapeError(
-            f"a sparse A must be [n, n], its shape is {tuple(A.shape)}; for a batch on one pattern use "
-            "spsolve(values, pattern, b)"
-        )
-    m, n = A.shape if A.shape.rank == 2 else (None, None)
-    where = of_indices(A.indices, A.dense_shape, (m, n))
+    where = _inputs.sparse(A)
     return _solve(asked, where, _inputs.tensor(A.values, "A"), b, x0, return_stats)
 
 
@@ -190,6 +193,18 @@ def spsolve(
     return _solve(asked, Where(of_pattern(pattern)), given, b, x0, return_stats)
 
 
+def check_general(storage: Storage) -> None:
+    """Refuse a storage of a matrix that is not given by its entries.
+
+    Raises:
+        InvalidOptionError: there is one.
+    """
+    if storage != "general":
+        raise InvalidOptionError(
+            "storage is of dense and sparse matrices; this one is given by parameters: leave it out", option="storage"
+        )
+
+
 def _solve(
     asked: Asked,
     where: Where,
@@ -203,23 +218,10 @@ def _solve(
     _inputs.refuse_compilation()
     rhs = _inputs.tensor(b, "b")
     _inputs.pair(values, rhs, asked.name)
-    place = where.place
-    entries: tuple[int | None, ...] = tuple(values.shape[-2:]) if place is None else (place.rows.shape[0],)
-    m, n = tuple(values.shape[-2:]) if place is None else place.static
+    entries, m, n = _inputs.sizes(asked, where, values)
     if m is not None and n is not None and m != n:
         raise InvalidShapeError(f"A must be square, its shape is {(m, n)}; use lstsq for other shapes")
     start = None if x0 is None else tf.cast(_inputs.tensor(x0, "x0"), rhs.dtype)
-    fault = _inputs.shapes(values, rhs, start, entries, m if n is None else n)
-    if fault is not None:
-        raise InvalidShapeError(f"{asked.name} {fault}")
-    if return_stats and not tf.executing_eagerly():
-        raise InvalidOptionError(
-            "return_stats does not work inside tf.function, where nothing is solved yet: use observe",
-            option="return_stats",
-        )
-    found = solved(asked, where, values, rhs, start, None)
-    if not return_stats:
-        return found.x
-    if found.certificate is None:
-        raise InvalidOptionError("there is no certificate: nothing was solved")
-    return found.x, found.certificate
+    rhs = _inputs.fitting(values, rhs, start, entries, m if n is None else n, asked.name)
+    _inputs.refuse_statistics(return_stats)
+    return told(solved(asked, where, values, rhs, start, None), return_stats)

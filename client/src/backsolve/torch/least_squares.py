@@ -1,6 +1,6 @@
 """`lstsq` and `splstsq`: differentiable least squares on tensors."""
 
-from typing import Unpack
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -13,12 +13,19 @@ from ..options import KINDS, check_names, least_squares_options
 from ..options import SolveOptions as CallOptions
 from ..pattern import AnyPattern, DensePattern, Pattern
 from ..retry import UNSET, Timeout
-from ..types import OnFailure, Options
+from ..types import Certificate, OnFailure, Options
 from . import _compiled_least_squares as _compiled
 from . import _inputs, _sparse
 from ._least_squares import Problem, minimise
+from ._options import SolveOptions
 
 
+@overload
+def lstsq(A: Tensor, b: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[SolveOptions]) -> Tensor: ...
+@overload
+def lstsq(
+    A: Tensor, b: Tensor, *, return_stats: Literal[True], **options: Unpack[SolveOptions]
+) -> tuple[Tensor, Certificate]: ...
 def lstsq(
     A: Tensor,
     b: Tensor,
@@ -26,9 +33,10 @@ def lstsq(
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
+    return_stats: bool = False,
     observe: Observer | None = None,
     **options: Unpack[CallOptions],
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Certificate]:
     """Minimise `||b - A x||² + damp² ||x||²`, differentiably in A and b; of several minimisers, the shortest.
 
     A gradient takes one more request (two without damping), a tangent of A up to four, all answered
@@ -43,13 +51,14 @@ def lstsq(
         timeout: seconds for each request; by default the client's.
         on_failure: when an answer misses its tolerance, in the forward or the backward: "raise",
             "warn" or "nan".
+        return_stats: return the certificate of the forward solve too. Not inside `torch.compile`.
         observe: called as `observe(phase, certificate)` after every request; phase is "solve" where b
             or a tangent of it was given, "adjoint" where (AᴴA + damp² I)⁺ was applied. Not inside
             `torch.compile`.
         options: those of `backsolve.Client.lstsq`: `damp`, `method`, `rcond`, `rtol`, and so on.
 
     Returns:
-        x, `[*batch, n]` or `[*batch, n, k]`.
+        x, `[*batch, n]` or `[*batch, n, k]`; with `return_stats`, x and its certificate.
 
     Raises:
         InvalidShapeError: shapes do not fit.
@@ -69,9 +78,22 @@ def lstsq(
         raise NotSupportedError("torch.compile cannot hold a sparse tensor: use splstsq(values, pattern, b) there")
     else:
         values, pattern = _sparse.extract(A)
-    return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "A")
+    return _solved(values, pattern, b, asked, client, timeout, on_failure, return_stats, observe, "A")
 
 
+@overload
+def splstsq(
+    values: Tensor,
+    pattern: Pattern,
+    b: Tensor,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SolveOptions],
+) -> Tensor: ...
+@overload
+def splstsq(
+    values: Tensor, pattern: Pattern, b: Tensor, *, return_stats: Literal[True], **options: Unpack[SolveOptions]
+) -> tuple[Tensor, Certificate]: ...
 def splstsq(
     values: Tensor,
     pattern: Pattern,
@@ -80,19 +102,20 @@ def splstsq(
     client: Client | None = None,
     timeout: Timeout = UNSET,
     on_failure: OnFailure = "raise",
+    return_stats: bool = False,
     observe: Observer | None = None,
     **options: Unpack[CallOptions],
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Certificate]:
     """`lstsq` for the sparse A with `values` on `pattern`: the form for values that are computed.
 
     Args:
         values: `[*batch, nnz]`, in the pattern's order (rows, then columns).
         pattern: where the values are, `[m, n]`; see `backsolve.Pattern.from_csr`.
         b: `[*batch, m]` or `[*batch, m, k]`.
-        client, timeout, on_failure, observe, options: as for `lstsq`.
+        client, timeout, on_failure, return_stats, observe, options: as for `lstsq`.
 
     Returns:
-        x, `[*batch, n]` or `[*batch, n, k]`.
+        x, `[*batch, n]` or `[*batch, n, k]`; with `return_stats`, x and its certificate.
 
     Raises:
         InvalidPatternError: `pattern` is not a `backsolve.Pattern`.
@@ -105,7 +128,7 @@ def splstsq(
     if values.layout is not torch.strided:
         raise InvalidShapeError("values is sparse; pass the stored numbers, or the matrix itself to lstsq(A, b)")
     _inputs.pair(values, b, "values")
-    return _solved(values, pattern, b, asked, client, timeout, on_failure, observe, "values")
+    return _solved(values, pattern, b, asked, client, timeout, on_failure, return_stats, observe, "values")
 
 
 def _options(**given: Unpack[CallOptions]) -> Options:
@@ -126,19 +149,24 @@ def _solved(
     client: Client | None,
     timeout: Timeout,
     on_failure: OnFailure,
+    return_stats: bool,
     observe: Observer | None,
     name: str,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Certificate]:
     check_choice(on_failure)
     batch = _inputs.batch(values, b, None, pattern.entries, pattern.m, name)
     lead = values.ndim - len(pattern.entries)
     vector = b.ndim == lead + 1
     rhs = batch.rhs.unsqueeze(-1) if vector else batch.rhs
+    shape = (*b.shape[:lead], pattern.n, *(() if vector else b.shape[lead + 1 :]))
     if torch.compiler.is_compiling():
-        if observe is not None:
-            raise InvalidOptionError("observe does not work inside torch.compile: a graph holds tensors")
-        x = _compiled.minimise(batch.values, rhs, pattern, client, options, timeout, on_failure)
-    else:
-        problem = Problem(System(client or default_client(), pattern, options, timeout, on_failure, observe))
-        x = minimise(batch.values, rhs, problem)
-    return x.reshape(*b.shape[:lead], pattern.n, *(() if vector else b.shape[lead + 1 :]))
+        if return_stats or observe is not None:
+            raise InvalidOptionError("return_stats and observe do not work inside torch.compile: a graph holds tensors")
+        return _compiled.minimise(batch.values, rhs, pattern, client, options, timeout, on_failure).reshape(shape)
+    system = System(client or default_client(), pattern, options, timeout, on_failure, observe)
+    x = minimise(batch.values, rhs, Problem(system)).reshape(shape)
+    if not return_stats:
+        return x
+    if system.certificate is None:
+        raise InvalidOptionError("there is no certificate: nothing was solved")
+    return x, system.certificate
