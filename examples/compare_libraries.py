@@ -61,12 +61,26 @@ LIBRARIES: Final[dict[str, Entry]] = {
         "Backsolve", "backsolve_service", "pip install -e client[torch] -e service", "backsolve"
     ),
     "backsolve (jax)": _jax("Backsolve", "backsolve.jax", "pip install -e client[jax] -e service", "backsolve"),
+    "backsolve (tensorflow)": Entry(
+        "compare_tensorflow",
+        "TensorFlowFrame",
+        "Backsolve",
+        ("tensorflow", "backsolve.tensorflow", "backsolve_service"),
+        "pip install -e client[tensorflow] -e service",
+        "backsolve",
+    ),
     "torch-sla": _torch("TorchSla", "torch_sla", "pip install torch-sla", "torch-sla"),
     "torchsparsegradutils": _torch(
         "TorchSparseGradUtils", "torchsparsegradutils", "pip install torchsparsegradutils", "torchsparsegradutils"
     ),
     "torchsparsegradutils, bicgstab": _torch(
         "TorchSparseGradUtilsBicgstab",
+        "torchsparsegradutils",
+        "pip install torchsparsegradutils",
+        "torchsparsegradutils",
+    ),
+    "torchsparsegradutils, bicgstab twice": _torch(
+        "TorchSparseGradUtilsTransposed",
         "torchsparsegradutils",
         "pip install torchsparsegradutils",
         "torchsparsegradutils",
@@ -126,7 +140,10 @@ def _run(name: str, timeout: float) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "cells"
         command = [sys.executable, __file__, "--child", name, "--into", str(into)]
-        environment = os.environ | {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+        environment = os.environ | {
+            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False, timeout=timeout

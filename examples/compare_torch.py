@@ -122,9 +122,26 @@ class TorchSparseGradUtils(_TorchSparseGradUtils):
         return f"minres {calls['minres']}"
 
 
+class _Bicgstab(_TorchSparseGradUtils):
+    """With the solver that its documentation names for nonsymmetric matrices."""
+
+    def work(self, gradient: Callable[[], Any]) -> str:
+        with counted((self.utils, "bicgstab")) as calls:
+            gradient()
+        return f"bicgstab {calls['bicgstab']}"
+
+
 @final
-class TorchSparseGradUtilsBicgstab(_TorchSparseGradUtils):
-    """With the solver that its documentation names for nonsymmetric matrices, and one for the transpose."""
+class TorchSparseGradUtilsBicgstab(_Bicgstab):
+    """As the example in its documentation calls it: `solve=bicgstab` alone."""
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        return torch.as_tensor(self.module.sparse_generic_solve(self.matrix(values), b, solve=self.utils.bicgstab))
+
+
+@final
+class TorchSparseGradUtilsTransposed(_Bicgstab):
+    """And with a solver of the transpose, as the description of its arguments asks for."""
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         bicgstab = self.utils.bicgstab
@@ -132,8 +149,3 @@ class TorchSparseGradUtilsBicgstab(_TorchSparseGradUtils):
             self.matrix(values), b, solve=bicgstab, transpose_solve=lambda A, g: bicgstab(A.t(), g)
         )
         return torch.as_tensor(x)
-
-    def work(self, gradient: Callable[[], Any]) -> str:
-        with counted((self.utils, "bicgstab")) as calls:
-            gradient()
-        return f"bicgstab {calls['bicgstab']}"

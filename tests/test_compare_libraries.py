@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ["backsolve (torch)", "backsolve (jax)"]
+OURS = ["backsolve (torch)", "backsolve (jax)", "backsolve (tensorflow)"]
 WITHIN = {"x": 1e-10, "gradient": 1e-9, "HVP": 1e-8, "jvp": 1e-9, "vmap b": 1e-10, "vmap A": 1e-10}
 
 
@@ -38,7 +38,7 @@ def compare(folder: Path, *more: str, path: str = "") -> Run:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return compare(tmp_path_factory.mktemp("ours"), "--only", "backsolve (torch)", "backsolve (jax)", "lineax")
+    return compare(tmp_path_factory.mktemp("ours"), "--only", *OURS, "lineax")
 
 
 @pytest.mark.parametrize("library", OURS)

@@ -82,11 +82,15 @@ class Case:
 CASES = [
     Case(sparse, batch, columns, trans, dtype)
     for sparse in (False, True)
-    for batch in ((), (2, 3))
-    for columns in ((), (3,))
     for trans in ("N", "T", "H")
     for dtype in ("float64", "complex128")
+    for batch, columns in (((), ()), ((2, 3), (3,)))
+] + [
+    Case(sparse, batch, columns, "T", "complex128")
+    for sparse in (False, True)
+    for batch, columns in (((), (3,)), ((2, 3), ()))
 ]
+"""Every operator in every type; of shapes one of each kind, as a shape is what frameworks compile for."""
 
 SINGLE = [Case(sparse, (), (), "N", "float64") for sparse in (False, True)]
 """For what does not depend on all of that."""

@@ -24,16 +24,16 @@ from support.tf_tensors import (
 
 each_trans = pytest.mark.parametrize("trans", ["N", "T", "H"])
 each_dtype = pytest.mark.parametrize("dtype", ["float64", "complex128"])
-each_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=["single", "batch", "two-batches"])
-each_width = pytest.mark.parametrize("columns", [(), (4,)], ids=["vector", "columns"])
+each_shape = pytest.mark.parametrize(
+    ("dtype", "batch", "columns"),
+    [("float64", (), (4,)), ("complex128", (), ()), ("float64", (3,), ()), ("complex128", (2, 3), (4,))],
+)
 
 Accumulator = tf.autodiff.ForwardAccumulator
 
 
 @each_trans
-@each_dtype
-@each_batch
-@each_width
+@each_shape
 def test_dense_derivatives(
     embedded: Client, trans: Any, dtype: str, batch: tuple[int, ...], columns: tuple[int, ...]
 ) -> None:
@@ -51,9 +51,7 @@ def test_dense_derivatives(
 
 
 @each_trans
-@each_dtype
-@each_batch
-@each_width
+@each_shape
 def test_sparse_derivatives(
     embedded: Client, trans: Any, dtype: str, batch: tuple[int, ...], columns: tuple[int, ...]
 ) -> None:

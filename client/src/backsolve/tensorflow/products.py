@@ -51,7 +51,7 @@ class HessianProducts:
     """
 
     def __init__(self, f: Callable[..., Tensor], inputs: Inputs) -> None:
-        self._one = not isinstance(inputs, tuple)
+        self._one = not isinstance(inputs, tuple | list)
         self._inputs = _several(inputs, "inputs")
         with tf.GradientTape(persistent=True) as self._tape:
             self._tape.watch(self._inputs)
@@ -134,7 +134,7 @@ def gnvp(
     value, curved = _curvature(loss, tf.stop_gradient(residual), tf.stop_gradient(_dense(moved)))
     found = tape.gradient(residual, points, output_gradients=curved, unconnected_gradients=_ZERO)
     product = tuple(tf.stop_gradient(_dense(each)) for each in found)
-    return value, product if isinstance(inputs, tuple) else product[0]
+    return value, product if isinstance(inputs, tuple | list) else product[0]
 
 
 def jacobian(
@@ -177,7 +177,7 @@ def jacobian(
             flat = tf.concat([tf.reshape(each, [-1]) for each in pulled], 0)
         found = _columns(transposed.jacobian(flat, w, unconnected_gradients=_ZERO), points)
     jacobians = tuple(tf.stop_gradient(each) for each in found)
-    return tf.stop_gradient(value), jacobians if isinstance(inputs, tuple) else jacobians[0]
+    return tf.stop_gradient(value), jacobians if isinstance(inputs, tuple | list) else jacobians[0]
 
 
 def _transposed(tape: Any, value: Tensor, points: list[Tensor]) -> tuple[Any, Tensor, list[Tensor]]:
@@ -228,7 +228,7 @@ def _curvature(loss: Callable[[Tensor], Tensor] | None, residual: Tensor, moved:
 
 
 def _several(inputs: Any, name: str) -> list[Tensor]:
-    several = list(inputs) if isinstance(inputs, tuple) else [inputs]
+    several = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
     found = []
     for each in several:
         if not (tf.is_tensor(each) or isinstance(each, tf.Variable)) or isinstance(each, tf.SparseTensor):
