@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,45 @@ def test_a_caller_that_goes_after_a_large_body_cancels_its_call() -> None:
             connection.sendall(request(np.ones(1 << 18)))
             assert entered.wait(60)
         assert gone.wait(60)
+
+
+def test_small_requests_sent_at_once_are_answered_one_after_the_other(echoing: RestServer) -> None:
+    right = np.random.default_rng(940_116_582).standard_normal((4, 30))
+    wrong = request(right[0]).replace(b"matrix", b"metrix")
+    sent = [request(right[0]), wrong, request(right[1]), request(right[2]), request(right[3], "connection: close")]
+    with socket.create_connection(("127.0.0.1", echoing.port), timeout=60) as connection:
+        connection.sendall(b"".join(sent))
+        with connection.makefile("rb") as stream:
+            replies = [read_reply(stream) for _ in sent]
+            assert stream.read() == b""  # the last one was asked to be the last
+    assert [status for status, _, _ in replies] == [200, 422, 200, 200, 200]
+    for (_, _, body), expected in zip(replies[:1] + replies[2:], right, strict=True):
+        np.testing.assert_array_equal(x_of(body), expected)
+    heads = [head for status, head, _ in replies if status == 200]
+    assert all(set(head) >= {"date", "content-length", "content-type", "x-request-id"} for head in heads)
+    assert [head.get("connection") for head in heads] == [None, None, None, "close"]
+
+
+def read_reply(stream: Any) -> tuple[int, dict[str, str], bytes]:
+    status = int(stream.readline().split()[1])
+    head: dict[str, str] = {}
+    while (line := stream.readline()) != b"\r\n":
+        name, _, value = line.decode().partition(": ")
+        assert name not in head
+        head[name] = value.strip()
+    return status, head, stream.read(int(head["content-length"]))
+
+
+def test_a_small_body_that_comes_without_the_permission_it_asked_for_is_answered(echoing: RestServer) -> None:
+    rhs = np.random.default_rng(375_290_418).standard_normal(30)
+    with socket.create_connection(("127.0.0.1", echoing.port), timeout=60) as connection:
+        for _ in range(2):
+            connection.sendall(request(rhs, "expect: 100-continue"))
+            with connection.makefile("rb") as stream:
+                if (first := stream.peek(12)[:12]) == b"HTTP/1.1 100":
+                    assert stream.readline() + stream.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+                else:
+                    assert first == b"HTTP/1.1 200"
+                status, _, body = read_reply(stream)
+            assert status == 200
+            np.testing.assert_array_equal(x_of(body), rhs)

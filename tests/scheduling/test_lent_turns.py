@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backsolve.errors import DeadlineError, InvalidDtypeError
 from backsolve_service.engine.base import Controls, Factor, Outcome
 from backsolve_service.scheduling.scheduler import Scheduler
 from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
@@ -54,6 +56,14 @@ class Bound(Watched):
     """One that only its worker may solve with."""
 
     anywhere = False
+
+
+class Late(Watched):
+    """One that fails when its caller's time is over."""
+
+    def solve(self, rhs: Any, trans: Any, controls: Controls) -> Outcome:
+        time.sleep(0.3)
+        raise ArithmeticError
 
 
 @pytest.fixture
@@ -176,3 +186,29 @@ def test_closing_waits_for_a_lent_turn(rhs):
         gate.set()
         assert closing.result(PATIENCE)
         assert solving.result(PATIENCE).answer.x.shape == rhs.shape
+
+
+def test_a_solve_that_fails_in_a_lent_turn_leaves_nothing_behind(scheduler, rhs):
+    ref, _, gate = watched(scheduler)
+    gate.set()
+    asleep(scheduler, ref)
+    bad = rhs.astype(np.float32)
+    for _ in range(3):
+        with pytest.raises(InvalidDtypeError) as caught:
+            scheduler.solve(ref, bad, "N", Controls(), caller())
+        trace, frames = caught.value.__traceback__, []
+        while trace is not None:
+            frames.append(trace.tb_frame)
+            trace = trace.tb_next
+        assert not any(isinstance(local, Factor) for frame in frames for local in frame.f_locals.values())
+        assert (scheduler.stats.depth, scheduler.stats.inflight, scheduler.stats.nbytes) == (0, 0, 0)
+        assert ref.worker.asleep
+    assert scheduler.solve(ref, rhs, "N", Controls(), caller()).block_columns == rhs.shape[-1]
+
+
+def test_a_deadline_that_passes_during_a_lent_turn_that_fails_is_what_the_caller_hears(scheduler, rhs):
+    ref, _, _ = watched(scheduler, kind=Late)
+    asleep(scheduler, ref)
+    with pytest.raises(DeadlineError):
+        scheduler.solve(ref, rhs, "N", Controls(), caller(0.2))
+    assert ref.worker.asleep

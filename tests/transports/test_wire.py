@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backsolve._rest import messages
-from backsolve._rest.body import ALIGNMENT, MAX_HEADER_BYTES, Body, aligned, decode, encode
+from backsolve._rest.body import ALIGNMENT, MAX_HEADER_BYTES, Body, Header, aligned, decode, encode, read_header
 from backsolve._rest.documents import certificate_from_json, certificate_to_json, info_from_json, info_to_json
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
 from backsolve.errors import BacksolveError, InvalidDtypeError, InvalidOptionError, MalformedError
@@ -243,3 +243,29 @@ def test_replies_of_newer_servers_are_read() -> None:
             certificate_from_json(broken)
         with pytest.raises(MalformedError):
             info_from_json(broken)
+
+
+def test_a_header_that_is_remembered_serves_every_body_that_begins_with_it() -> None:
+    rng = np.random.default_rng(517_064_923)
+    known: dict[bytes, Header] = {}
+    read: list[bytes] = []
+
+    def remembered(text: bytes) -> Header:
+        if text not in known:
+            read.append(text)
+            known[text] = read_header(text)
+        return known[text]
+
+    for _ in range(3):
+        b, w = rng.standard_normal(5), rng.standard_normal(4) + 1j
+        buffer = received(encode({"b": b, "w": w}, {"key": 7}))
+        message = decode(buffer, read=remembered)
+        np.testing.assert_array_equal(message.tensors["b"], b, strict=True)
+        np.testing.assert_array_equal(message.tensors["w"], w, strict=True)
+        assert message.document == {"key": 7}
+    assert len(read) == 1
+    for size, text in ((buffer.size - 8, "point outside"), (buffer.size + 8, "8 bytes follow")):
+        other = np.zeros(size, np.uint8)
+        other[: min(size, buffer.size)] = buffer[: min(size, buffer.size)]
+        with pytest.raises(MalformedError, match=text):
+            decode(other, read=remembered)

@@ -86,8 +86,8 @@ class Spread(Collector):
         """All of them."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         with self._lock:
-            found = [(labels, *cell) for labels, cell in self._cells.items()]
-        for labels, *buckets, total in found:
+            found = [(labels, list(cell)) for labels, cell in self._cells.items()]
+        for labels, (*buckets, total) in found:
             below, rows = 0.0, []
             for end, count in zip(self._ends, buckets, strict=True):
                 below += count
