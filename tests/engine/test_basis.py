@@ -12,8 +12,9 @@ from backsolve.pattern import Pattern
 from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls
-from backsolve_service.engine.krylov.base import MAX_COLUMNS, RESTART
-from backsolve_service.engine.krylov.basis import BASIS_BYTES
+from backsolve_service.engine.krylov.base import MAX_COLUMNS
+from backsolve_service.engine.krylov.basis import BASIS_BYTES, RESTART, VECTORS, largest_restart, work_bytes
+from backsolve_service.engine.registry import ROWS
 from engine.table import factor_of, numbers
 
 WAYS = [("gmres", False, 1), ("fgmres", False, 2), ("gmres", True, 1)]
@@ -84,3 +85,37 @@ def test_a_basis_that_no_memory_holds_is_refused_with_a_cure():
     f, _ = made("gmres", 5_000_000)
     with pytest.raises(MemoryBudgetError, match="shorter restart"):
         answer(f, np.ones((5_000_000, 1)), "N", Controls(restart=5_000_000))
+
+
+def test_every_iterative_method_is_counted():
+    assert set(VECTORS) == {name for name, row in ROWS.items() if not row.direct}
+    assert work_bytes("superlu", 1000, 4, 8, None) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("method", sorted(VECTORS))
+def test_what_is_counted_is_what_a_solve_takes(method, dtype, k):
+    n, restart = 100_000, 12 if "gmres" in method else None
+    a = csr_array(diags_array([-1.0, 2.01, -1.0], offsets=[-1, 0, 1], shape=(n, n)), dtype=dtype)
+    a.sort_indices()
+    f = factor_of(method, Matrix(Pattern.from_csr(a), a.data), None if "lsmr" in method else "none")
+    b = numbers((n, k), dtype, 11_803_342)
+    answer(f, b, "N", Controls(maxiter=1, restart=restart))  # what is kept of the matrix itself is made here
+    tracemalloc.start()
+    try:
+        answer(f, b, "N", Controls(maxiter=14, restart=restart))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = work_bytes(method, n, k, b.itemsize, restart)
+    assert 0.7 * counted <= peak <= 1.1 * counted
+
+
+def test_the_longest_basis_is_what_just_fits():
+    for method in ("gmres", "fgmres"):
+        longest = largest_restart(method, 10_000, 8, 1 << 27)
+        assert work_bytes(method, 10_000, 1, 8, longest) <= 1 << 27
+        assert work_bytes(method, 10_000, 1, 8, longest + 10) > 1 << 27
+    assert largest_restart("cg", 10_000, 8, 1 << 27) == 0
+    assert largest_restart("gmres", 10_000_000, 8, 1 << 20) == 0

@@ -19,11 +19,12 @@ from backsolve.errors import (
     DrainingError,
     InternalError,
     InvalidShapeError,
+    MemoryBudgetError,
     NeedMatrixError,
     QueueFullError,
     SingularMatrixError,
 )
-from backsolve_service.engine.base import Controls
+from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.observer import Silent
 from backsolve_service.scheduling.scheduler import Scheduler
 from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
@@ -371,3 +372,34 @@ def test_fork_and_exit_with_live_factors_are_silent():
         env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n0\n", ""), "the main thread, and two of the worker"
+
+
+GMRES = FactorSpec("gmres", "none", "float64", "cpu")
+
+
+def test_the_vectors_of_an_iteration_are_counted_while_it_waits(scheduler):
+    op = operand(convection(20))
+    ref = scheduler.build(GMRES, lambda: factorize(op, GMRES), caller()).value
+    b = np.ones((op.n, 1))
+    with ThreadPoolExecutor() as pool, held_up(scheduler):
+        before = scheduler.stats.nbytes
+        waiting = pool.submit(scheduler.solve, ref, b, "N", Controls(restart=40), caller())
+        until(lambda: scheduler.stats.nbytes > before)
+        assert scheduler.stats.nbytes - before > 8 * op.n * 40
+    assert waiting.result(PATIENCE).answer.iterations[0] > 0
+    assert scheduler.stats.nbytes == 0
+    scheduler.free(ref)
+
+
+def test_a_basis_that_never_fits_is_refused_before_the_solve_with_one_that_does(scheduler):
+    op = operand(convection(40))
+    ref = scheduler.build(GMRES, lambda: factorize(op, GMRES), caller()).value
+    b = np.ones((op.n, 1))
+    with pytest.raises(MemoryBudgetError, match=r"ask for restart=\d+") as refusal:
+        scheduler.solve(ref, b, "N", Controls(restart=1000), caller())
+    assert int(refusal.value.details["limit"]) == 1 << 20
+    assert int(refusal.value.details["size"]) > 1 << 20
+    fits = int(str(refusal.value).partition("restart=")[2].partition(",")[0])
+    assert 1 < fits < 1000
+    assert scheduler.solve(ref, b, "N", Controls(restart=fits), caller()).answer.iterations[0] > 0
+    scheduler.free(ref)

@@ -24,13 +24,11 @@ def test_cg_refuses_what_is_not_definite(spla, a):
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array, sparse.csc_matrix], ids=["dense", "csr", "matrix"])
 @pytest.mark.parametrize("method", ["cg", "minres"])
-def test_a_matrix_that_is_hermitian_but_for_rounding_is_solved(client, spla, method, form):
+def test_a_matrix_that_is_hermitian_but_for_rounding_is_solved(spla, method, form):
     """As products of matrices are, on machines that sum in another order."""
     factor, b = random_like((40, 40), "complex128", 557_103_298), np.arange(40.0)
     a = factor @ factor.conj().T + np.eye(40)
     a = a + 10 * np.finfo(float).eps * np.triu(random_like((40, 40), "complex128", 716_620_043), 1)
-    with pytest.raises((NotPositiveDefiniteError, InvalidOptionError)):
-        client.solve(a, b, method=method)
     x, info = getattr(spla, method)(form(a), b, rtol=1e-9)
     assert info == 0
     assert residual(a, x, b) <= 1e-9 * np.linalg.norm(b)

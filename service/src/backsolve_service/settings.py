@@ -160,7 +160,8 @@ class Settings(BaseSettings):
     max_payload_bytes: Size = Field(default=GIB, description="largest call that is accepted")
     queue_depth: int = Field(default=128, ge=1, le=4096, description="calls that may wait for a worker")
     queue_bytes: Size = Field(
-        default=2 * GIB, description="payload that may wait for or be with a worker; a larger call goes alone"
+        default=2 * GIB,
+        description="payload and vectors of iterations that may wait for or be with a worker; a larger call goes alone",
     )
     block_columns: int | None = Field(
         default=None, ge=1, le=4096, description="most right-hand sides of several calls solved as one; 1: each alone"

@@ -74,8 +74,14 @@ class Ledger:
 
     def refusal(self, what: str, nbytes: int, busy: int) -> MemoryBudgetError:
         """The error for something that cannot be made room for."""
-        if nbytes > self.budget_bytes:
-            text = "raise the cache's budget, or use a method that needs no factor, such as cg"
+        if nbytes > self.budget_bytes and what == "factor":
+            text = "raise BACKSOLVE_CACHE_BYTES, or use a method that needs no factor, such as cg or gmres"
+        elif nbytes > self.budget_bytes:
+            # No method needs less than the matrix.
+            text = (
+                "raise BACKSOLVE_CACHE_BYTES, or send less: single precision, sparse where most entries are zero, "
+                "storage='lower' of a Hermitian matrix, a batch in parts"
+            )
         else:
             text = f"calls under way hold {busy} bytes of it: raise the cache's budget, or send fewer at a time"
         return MemoryBudgetError(

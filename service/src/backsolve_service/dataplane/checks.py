@@ -16,7 +16,8 @@ from backsolve.matrix import Matrix
 from backsolve.types import DIGEST_BYTES, Array, MatrixRef
 
 from ..engine.operand import Operand
-from ..engine.structure import Structure, hermitian_systems
+from ..engine.structure import Structure
+from ..engine.symmetry import hermitian_systems
 
 
 def check_ref(ref: MatrixRef) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from backsolve.errors import SingularMatrixError
 from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, StructuredPattern
 from backsolve.types import Array, Status, Trans
@@ -197,7 +198,9 @@ class RangedIterated(RangedFactor):
 
 @final
 class Ranged(Solver):
-    """A method, for matrices of any size of numbers; it costs a look at the norms, which the certificate needs anyway.
+    """A method, for matrices of any size of numbers, whose errors name a column.
+
+    It costs a look at the norms, which the certificate needs anyway.
 
     Args:
         inner: the method.
@@ -219,13 +222,26 @@ class Ranged(Solver):
             # One penalty, and one test of what counts as zero, for all systems of a batch.
             powers = np.full_like(powers, powers.max())
         if powers is None:
-            return self.inner.factorize(symbolic, operand, spec)
+            return self._factorized(symbolic, operand, spec)
         symbolic.check(operand)
         given: Any = spec
         if spec.damp:
             given = replace(spec, damp=min(float(np.ldexp(spec.damp, -int(powers[0]))), _MOST_DAMP))
-        inner = self.inner.factorize(symbolic, _divided(operand, powers), given)
+        inner = self._factorized(symbolic, _divided(operand, powers), given)
         return (RangedDirect if inner.direct else RangedIterated)(operand, inner, powers)
+
+    def _factorized(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
+        try:
+            return self.inner.factorize(symbolic, operand, spec)
+        except SingularMatrixError as error:
+            if spec.nullspace is not None:
+                raise
+            from .direct.dependent import named  # noqa: PLC0415  (of use only where something has failed)
+
+            better = named(error, operand)
+            if better is error:
+                raise
+            raise better from error
 
 
 _MOST_DAMP = 2.0**900

@@ -336,6 +336,9 @@ _NAMED: Mapping[Need, str] = {
 }
 
 
+_MIRRORED = ("definite", "hermitian", "symmetric", "transpose")
+"""What a matrix needs to be its own mirror image for."""
+
 _NARROWER = {"float64": "float32", "complex128": "complex64"}
 """What precision="mixed" factorizes in."""
 
@@ -343,6 +346,8 @@ _NARROWER = {"float64": "float32", "complex128": "complex64"}
 def _choice(structure: Structure, method: str, options: Options, device: str, reason: str) -> Choice:
     """A method, with the device it is computed on where there is a choice of that."""
     spec = _spec(structure, method, options, device)
+    if structure.rounded and ROWS[method].needs in _MIRRORED:
+        reason = f"{reason}; A is {_NAMED[ROWS[method].needs]} but for rounding"
     if spec.device != CPU:
         reason = f"{reason}; on {device}"
     elif device != CPU:

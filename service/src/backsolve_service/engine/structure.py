@@ -12,6 +12,7 @@ from backsolve.types import Array
 
 from .operand import Operand
 from .registry import Layout
+from .symmetry import Mirrored, all_mirrored
 from .tolerance import epsilon
 
 WIDTH_FROM = 20_000
@@ -19,9 +20,6 @@ WIDTH_FROM = 20_000
 
 _HUB = 12
 """So many times the mean number of entries in a row make a hub; meshes stay below 5, circuits do not."""
-
-_MANY = 2**20
-"""Numbers compared at once where systems are small."""
 
 _BLOCK_ROWS = 256
 """Rows of a dense matrix compared with its columns at a time: a few MB at n = 1e4."""
@@ -81,12 +79,13 @@ class Structure:
         dense: the layout.
         batch: several systems on one pattern.
         dtype: NumPy name of the element type.
-        hermitian: A = Aᴴ up to rounding of the single entry.
+        hermitian: A = Aᴴ but for rounding (`symmetry.py`).
         symmetric: A = Aᵀ likewise; of real matrices the same.
         real_positive_diagonal: every diagonal entry is stored, real and above zero.
         triangular: lower or upper triangular, every system on the same side; of a sparse matrix by
             its pattern, of a dense one by its values.
         dominant: in each row the diagonal entry is at least as large as the others together.
+        rounded: `hermitian` or `symmetric` holds, but not to the last bit.
     """
 
     facts: PatternFacts
@@ -98,6 +97,7 @@ class Structure:
     real_positive_diagonal: bool
     triangular: bool = False
     dominant: bool = False
+    rounded: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -172,19 +172,23 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
     positive = facts.full_diagonal and _positive(diagonals(operand))
     # What was filled in from one triangle needs no comparison.
-    hermitian = operand.stored == "lower" or (facts.symmetric_pattern and _all_hermitian(operand, conjugate=True))
-    real = operand.dtype.kind != "c"
-    symmetric = hermitian if real else facts.symmetric_pattern and _all_hermitian(operand, conjugate=False)
+    own: Mirrored | None = "exactly" if operand.stored == "lower" else None
+    if own is None and facts.symmetric_pattern:
+        own = all_mirrored(operand, conjugate=True)
+    plain = own
+    if operand.dtype.kind == "c":
+        plain = all_mirrored(operand, conjugate=False) if facts.symmetric_pattern else None
     return Structure(
         facts=facts,
         dense=operand.pattern.layout == "dense",
         batch=operand.batch is not None,
         dtype=operand.dtype.name,
-        hermitian=hermitian,
-        symmetric=symmetric,
+        hermitian=own is not None,
+        symmetric=plain is not None,
         real_positive_diagonal=positive,
         triangular=_triangular(facts, operand),
         dominant=facts.full_diagonal and is_dominant(operand),
+        rounded="rounded" in (own, plain),
     )
 
 
@@ -223,76 +227,6 @@ def common_triangle(operand: Operand) -> Literal["lower", "upper", "diagonal"] |
 def diagonal(a: Any) -> Array:
     """Diagonal of one system (`csr_array` or 2-D array); zero where nothing is stored."""
     return np.asarray(a.diagonal())
-
-
-def is_hermitian(a: Any, *, conjugate: bool = True) -> bool:
-    """Whether one system equals its conjugate transpose, entry by entry within a few roundings.
-
-    Entry by entry and not in a norm: a badly scaled matrix must not hide an unsymmetric corner.
-    With `conjugate=False` it is compared with its plain transpose.
-    """
-    if isinstance(a, np.ndarray):
-        for start in range(0, a.shape[0], _BLOCK_ROWS):
-            stop = start + _BLOCK_ROWS
-            # Rows left of the block were compared when they were columns.
-            if not _mirrored(a[start:stop, start:], a[start:, start:stop].T, conjugate):
-                return False
-        return True
-    columns = a.tocsc()
-    if not (np.array_equal(columns.indptr, a.indptr) and np.array_equal(columns.indices, a.indices)):
-        return False
-    return _mirrored(a.data, columns.data, conjugate)
-
-
-def hermitian_systems(operand: Operand, *, conjugate: bool = True) -> Array:
-    """`is_hermitian` of each system: many small ones at once."""
-    count = 1 if operand.batch is None else operand.batch
-    entries = operand.values.size // max(count, 1)
-    if operand.batch is None or entries > _MANY:
-        return np.array([is_hermitian(a, conjugate=conjugate) for a in operand.systems], dtype=bool)
-    across = _transposition(operand.pattern)
-    if across is None:
-        return np.zeros(count, dtype=bool)
-    values = operand.values.reshape(count, entries)
-    found = np.ones(count, dtype=bool)
-    step = max(_MANY // max(entries, 1), 1)
-    for start in range(0, count, step):
-        some = values[start : start + step]
-        found[start : start + step] = _agree(some, some[:, across], conjugate).all(axis=1)
-    return found
-
-
-def _all_hermitian(operand: Operand, *, conjugate: bool) -> bool:
-    if operand.batch is None:
-        return is_hermitian(operand.systems[0], conjugate=conjugate)
-    # Most batches that are not Hermitian show it at once.
-    first = operand.batch == 0 or is_hermitian(operand.systems[0], conjugate=conjugate)
-    return first and bool(hermitian_systems(operand, conjugate=conjugate).all())
-
-
-def _transposition(pattern: AnyPattern) -> Array | None:
-    """Of each entry, the number of the one across the diagonal; None where the pattern is not symmetric."""
-    n = pattern.n
-    if not isinstance(pattern, Pattern):
-        return np.arange(n * n).reshape(n, n).T.reshape(-1)
-    numbers = csr_array((np.arange(pattern.nnz), pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
-    if not (np.array_equal(numbers.indptr, pattern.indptr) and np.array_equal(numbers.indices, pattern.indices)):
-        return None
-    return np.asarray(numbers.data)
-
-
-def _mirrored(entries: Array, mirror: Array, conjugate: bool) -> bool:
-    if conjugate and mirror.dtype.kind == "c":
-        mirror = np.conj(mirror)
-    return bool(np.array_equal(entries, mirror)) or bool(_agree(entries, mirror, conjugate=False).all())
-
-
-def _agree(entries: Array, mirror: Array, conjugate: bool) -> Array:
-    if conjugate and mirror.dtype.kind == "c":
-        mirror = np.conj(mirror)
-    with np.errstate(over="ignore", invalid="ignore"):
-        gap = np.abs(entries - mirror)
-        return np.asarray((entries == mirror) | (gap <= 8 * epsilon(entries.dtype) * np.abs(entries)))
 
 
 def diagonals(operand: Operand) -> Array:

@@ -22,15 +22,15 @@ class Backlog:
 
     Args:
         max_queue: most jobs that may wait.
-        max_bytes: most bytes of right-hand sides held for waiting and running jobs. A job
-            larger than that is let in when it is alone.
+        max_bytes: most bytes of right-hand sides, and of the vectors that iterations will need for them, held for
+            waiting and running jobs. A job larger than that is let in when it is alone.
         observer: hears how long each job waited.
     """
 
     def __init__(self, max_queue: int, max_bytes: int, observer: Observer) -> None:
         self._lock = threading.Lock()
         self._max_queue = max_queue
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._observer = observer
         self.nbytes = 0
         self._interval = 0.0
@@ -138,7 +138,7 @@ class Backlog:
         """Count what a job holds, or refuse it; the lock is held."""
         if self.draining and not (call in self._calls or (call is None and self._calls)):
             raise _draining()
-        if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
+        if self.waiting >= self._max_queue or (self.nbytes and self.nbytes + nbytes > self.max_bytes):
             raise self._refusal()
         self.nbytes += nbytes
 
@@ -158,7 +158,7 @@ class Backlog:
         self._refusals += _MEMORY
         return QueueFullError(
             f"{self.waiting} jobs wait (at most {self._max_queue}) and {self.nbytes} bytes are held "
-            f"(at most {self._max_bytes}): come back later, or ask another replica",
+            f"(at most {self.max_bytes}): come back later, or ask another replica",
             retry_after=round(self._retry_seconds(), 3),
         )
 

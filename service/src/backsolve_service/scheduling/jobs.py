@@ -12,6 +12,7 @@ from ..cache.flight import Made, fresh
 from ..context import CallContext
 from ..engine.answer import Answer
 from ..engine.base import Controls
+from ..engine.krylov.basis import work_bytes
 from ..engine.operand import Operand
 from ..observer import Observer
 from .block import split
@@ -94,6 +95,27 @@ def block_key(
     return (ref.id, instead, trans, rhs.dtype, controls)
 
 
+def work(ref: FactorRef, rhs: Array, controls: Controls, instead: Operand | None = None) -> int:
+    """Bytes that an iterative solve will hold beside its right-hand sides; a direct one has none worth counting."""
+    if ref.direct and instead is None:
+        return 0
+    method = ref.spec.method if instead is None else _ON_OLDER
+    recycle = 0 if controls.recycle is None else controls.recycle.nbytes
+    return work_bytes(method, max(ref.n, ref.m or 0), rhs.shape[-1], wide(rhs), controls.restart) + _RECYCLED * recycle
+
+
+def wide(rhs: Array) -> int:
+    """Bytes of a number in double precision, real or complex."""
+    return 16 if rhs.dtype.kind == "c" else 8
+
+
+_ON_OLDER = "gmres"
+"""What solves with new values where the factor of older ones preconditions."""
+
+_RECYCLED = 8
+"""Of what is recycled: the vectors, their products, and the directions that the next are made of, twice."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Solved:
@@ -139,7 +161,7 @@ class Solve(Job):
         if widest is not None:
             self.max_columns = min(self.max_columns, widest)
         self.tenant = context.tenant
-        self.nbytes = rhs.nbytes
+        self.nbytes = rhs.nbytes + work(ref, rhs, controls, instead)
         self.born = perf_counter()
         self.key = block_key(ref, rhs, trans, controls, instead, self.max_columns)
         self._ref = ref

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar, final
 
-from backsolve.errors import CancelledError, InvalidShapeError
+from backsolve.errors import CancelledError, InvalidShapeError, MemoryBudgetError
 from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
@@ -17,11 +17,12 @@ from ..cache.flight import Made, Order
 from ..context import CallContext, WouldWaitError
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
 from ..engine.device import CPU
+from ..engine.krylov.basis import largest_restart
 from ..engine.operand import Operand
 from ..engine.registry import ROWS
 from ..observer import Observer, Silent
 from .backlog import Backlog
-from .jobs import Solve, Solved, Task
+from .jobs import Solve, Solved, Task, wide, work
 from .lane import Job
 from .process import ProcessWorker
 from .threads import delivered
@@ -283,6 +284,7 @@ class Scheduler:
             InvalidShapeError: `rhs` does not have the factor's rows.
             BacksolveError: what the solve raised.
             WouldWaitError: `context` must not wait, and the worker does not sleep.
+            MemoryBudgetError: the vectors of an iteration would be more than all calls together may hold.
         """
         n = ref.n if ref.m is None or controls.cotangent else ref.m
         rows = (n,) if ref.batch is None else (ref.batch, n)
@@ -293,6 +295,7 @@ class Scheduler:
         here = here and instead is None
         if here and ref.direct and (solved := self._here(ref, rhs, trans, controls, context)) is not None:
             return solved
+        self._check_work(ref, rhs, controls, instead)
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead, self._block_columns)
         return self._ask(ref.worker, job, job.ticket, context, at_once=here)
 
@@ -351,6 +354,21 @@ class Scheduler:
             self._backlog.idle.wait_for(lambda: self._backlog.quiet, max(timeout, 0.0))
         workers = (*self._threads, *self._processes, *self._devices.values())
         return all([worker.close(max(until - time.monotonic(), 0.0)) for worker in workers])
+
+    def _check_work(self, ref: FactorRef, rhs: Array, controls: Controls, instead: Operand | None) -> None:
+        """Refuse an iteration whose vectors would not fit however long it waited."""
+        limit, needed = self._backlog.max_bytes, work(ref, rhs[..., :1], controls, instead)
+        if needed <= limit:
+            return
+        method, n = ref.spec.method, max(ref.n, ref.m or 0)
+        restart = largest_restart(method, n, wide(rhs), limit)
+        cure = f"ask for restart={restart}, or fewer, or for method 'bicgstab'" if restart else "use a direct method"
+        raise MemoryBudgetError(
+            f"the vectors of one column by method {method!r} need {needed} bytes, calls may hold {limit}: {cure}, or "
+            "raise BACKSOLVE_QUEUE_BYTES",
+            size=needed,
+            limit=limit,
+        )
 
     def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False) -> T:
         context.check()

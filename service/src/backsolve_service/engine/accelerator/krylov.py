@@ -14,8 +14,7 @@ from ..base import Controls, Factor, Outcome
 from ..certify import Proof
 from ..device import CPU
 from ..faults import not_definite, record
-from ..krylov.base import RESTART
-from ..krylov.basis import basis_bytes, columns_at_once, groups
+from ..krylov.basis import RESTART, basis_bytes, columns_at_once, groups
 from ..krylov.first import useful
 from ..operand import Operand
 from ..scaling import exponents, magnitude, shift

@@ -10,10 +10,11 @@ from backsolve.types import Status
 
 from ..base import Controls, Factor, FactorSpec, Solver, Symbolic
 from ..faults import finite_statuses, not_definite, record
-from ..krylov.base import RESTART
+from ..krylov.basis import RESTART
 from ..operand import Operand
 from ..registry import DEFAULT_PRECONDITIONER
-from ..structure import diagonal, is_hermitian
+from ..structure import diagonal
+from ..symmetry import is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW
 from .build import build
 from .cg import conjugate_gradients

@@ -19,7 +19,8 @@ from backsolve.types import TRANS, Array, Status, Trans
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..faults import factorize_each, singular
 from ..operand import Operand
-from ..structure import inspect_pattern, is_hermitian
+from ..structure import inspect_pattern
+from ..symmetry import is_hermitian
 from .ordering import check_matching
 
 

@@ -11,7 +11,7 @@ from backsolve.types import Status
 from ..base import Factor, FactorSpec
 from ..faults import finite_statuses, not_definite, record
 from ..operand import Operand
-from ..structure import hermitian_systems
+from ..symmetry import hermitian_systems
 from .dense import memory_guard, values_tensor
 from .dense_factor import Form, dense_factor
 

@@ -18,7 +18,7 @@ from ..base import Factor, FactorSpec, Solver, Symbolic
 from ..device import CPU
 from ..faults import finite_statuses
 from ..operand import Operand
-from ..structure import hermitian_systems
+from ..symmetry import hermitian_systems
 from .dense import DenseSymbolic, memory_guard, values_tensor
 from .dense_factor import Form, dense_factor, record_zero_pivots
 from .mixed import factorize_mixed, is_mixed

@@ -26,7 +26,7 @@ from backsolve.types import Array, Status, Trans
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..faults import factorize_each, singular
 from ..operand import Operand
-from ..structure import is_hermitian
+from ..symmetry import is_hermitian
 from ..tolerance import pivoting_backward_error
 from .columns import Columns, by_columns, solve_each
 from .probe import probe

@@ -16,7 +16,8 @@ from backsolve.types import Array
 from ..base import Symbolic
 from ..faults import factorize_each, not_definite, systems
 from ..operand import Operand
-from ..structure import diagonals, hermitian_systems, is_dominant
+from ..structure import diagonals, is_dominant
+from ..symmetry import hermitian_systems
 from .ordering import Ordering
 from .superlu import SuperLuFactor, decompose, panel_size
 

@@ -20,9 +20,10 @@ from ..operand import Operand
 from ..precond.base import Preconditioner
 from ..registry import NO_PRECONDITIONER, precondition
 from ..scaling import exponents, magnitude, shift
-from ..structure import diagonal, is_hermitian
+from ..structure import diagonal
+from ..symmetry import is_hermitian
 from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
-from .basis import basis_bytes, columns_at_once, groups
+from .basis import BASES, RESTART, basis_bytes, columns_at_once, groups
 from .first import useful
 from .problem import Apply, Finished, NotDefiniteError, Problem, Stop
 
@@ -31,9 +32,6 @@ MAX_COLUMNS = 16
 
 _SAFE_NORM = 1e60
 """Squares of what an operator within this makes of vectors near 1 stay far from the ends of the range."""
-
-RESTART = 30
-"""Default length of a GMRES basis, as everywhere."""
 
 
 @final
@@ -56,8 +54,6 @@ class KrylovSolver(Solver):
     """A = Aᴴ is required, so that no product with Aᴴ is."""
     definite: ClassVar[bool] = False
     """A must be positive definite as well."""
-    bases: ClassVar[int] = 0
-    """Bases of `restart` vectors that it keeps for each column."""
 
     @abstractmethod
     def iterate(self, problem: Problem) -> Finished:
@@ -177,7 +173,7 @@ class KrylovFactor(Factor):
     def _at_once(self, restart: int) -> int | None:
         """How many columns are solved together, where that is limited."""
         itemsize = self.operand.wide_dtype.itemsize
-        return columns_at_once(basis_bytes(self.operand.n, itemsize, restart, self.method.bases))
+        return columns_at_once(basis_bytes(self.operand.n, itemsize, restart, BASES.get(self.method.name, 0)))
 
     def _one(
         self, index: int, m: Preconditioner, rhs: Array, x0: Array | None, trans: Trans, controls: Controls

@@ -32,7 +32,6 @@ class Gmres(KrylovSolver):
     """Any square matrix; the residual never grows. Keeps `restart` vectors a column."""
 
     name = "gmres"
-    bases = 1
 
     def iterate(self, problem: Problem) -> Finished:
         """Run GMRES; the preconditioner must be one fixed matrix."""
@@ -44,7 +43,6 @@ class FlexibleGmres(KrylovSolver):
     """GMRES for preconditioners that are not one fixed matrix; keeps twice as many vectors."""
 
     name = "fgmres"
-    bases = 2
 
     def iterate(self, problem: Problem) -> Finished:
         """Run flexible GMRES."""

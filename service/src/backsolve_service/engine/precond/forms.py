@@ -8,7 +8,8 @@ from scipy.sparse import csr_array
 from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import Array
 
-from ..structure import diagonal, is_hermitian
+from ..structure import diagonal
+from ..symmetry import is_hermitian
 
 
 def sparse(a: Any) -> Any:

@@ -15,7 +15,8 @@ from backsolve.errors import InvalidOptionError, SingularMatrixError
 from backsolve.types import Array
 
 from ..scaling import exponents, magnitude, shift
-from ..structure import diagonal, is_hermitian
+from ..structure import diagonal
+from ..symmetry import is_hermitian
 from .forms import no_pivot, nonzero_diagonal, sparse
 
 _COARSEST = 64

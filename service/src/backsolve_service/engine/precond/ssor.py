@@ -7,7 +7,7 @@ from scipy.sparse import diags_array, tril, triu
 
 from backsolve.types import Array
 
-from ..structure import is_hermitian
+from ..symmetry import is_hermitian
 from .base import Preconditioner
 from .forms import nonzero_diagonal, sparse
 from .triangle import Triangle

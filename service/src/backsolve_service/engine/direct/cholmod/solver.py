@@ -22,7 +22,7 @@ from backsolve.types import Array, Status, Trans
 from ...base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ...faults import factorize_each, not_definite
 from ...operand import Operand
-from ...structure import hermitian_systems
+from ...symmetry import hermitian_systems
 from ..columns import by_columns, checked, solve_each
 from ..graph import graph_of, nested_dissection
 from ..ordering import dissection_nanoseconds

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import final
 
 from ...operand import Operand
-from ...structure import diagonal, is_hermitian
+from ...structure import diagonal
+from ...symmetry import is_hermitian
 from .constants import Config, Matching, MatrixType
 
 

@@ -19,7 +19,7 @@ from backsolve.types import Array, Status, Trans
 from ...base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ...faults import factorize_each, systems
 from ...operand import Operand
-from ...structure import hermitian_systems
+from ...symmetry import hermitian_systems
 from ..columns import checked, solve_each
 from .instance import Instance
 

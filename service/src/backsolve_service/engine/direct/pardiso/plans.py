@@ -10,7 +10,8 @@ from backsolve.types import Array
 
 from ...faults import systems
 from ...operand import Operand
-from ...structure import diagonals, hermitian_systems
+from ...structure import diagonals
+from ...symmetry import hermitian_systems
 from ...tolerance import SINGLE_EPS, epsilon
 from .library import MatrixType
 

@@ -1,0 +1,105 @@
+"""What counts as Hermitian: products that rounding has left unsymmetric do, an unsymmetric corner does not."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from backsolve import Client
+from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError
+from backsolve.matrix import Matrix
+from backsolve.pattern import DensePattern, Pattern
+from backsolve.types import Status
+from backsolve_service.engine.operand import Operand
+from backsolve_service.engine.symmetry import all_mirrored, hermitian_systems, is_hermitian, mirrored
+from engine.table import numbers
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+FORMS = {"dense": np.ascontiguousarray, "csr": sparse.csr_array}
+
+
+def product(dtype, n=300, seed=502_337_148):
+    """Bᴴ D B, summed in an order of its own on each side of the diagonal."""
+    b = numbers((n, n), dtype, seed)
+    d = np.diag(np.linspace(0.1, 1.0, n)).astype(dtype)
+    return b.conj().T @ d @ b
+
+
+def indefinite(dtype, n=300):
+    q = np.linalg.qr(numbers((n, n), dtype, 117_260_035))[0]
+    spectrum = np.geomspace(1, 1e-4, n) * np.where(np.arange(n) % 2, 1, -1)
+    return (q @ np.diag(spectrum.astype(dtype))) @ q.conj().T
+
+
+def scaled(dtype):
+    powers = np.random.default_rng(88_102_734).integers(-12, 13, 300)
+    s = np.diag(2.0**powers).astype(dtype)
+    return s @ product(dtype) @ s
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [product, indefinite, scaled])
+def test_products_are_hermitian_but_for_rounding(make, dtype, form):
+    a = make(dtype)
+    assert not np.array_equal(a, a.conj().T)
+    assert mirrored(FORMS[form](a)) == "rounded"
+    assert mirrored(FORMS[form]((a + a.conj().T) / 2)) == "exactly"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_more_than_rounding_is_not(form, dtype):
+    a = product(dtype)
+    a = (a + a.conj().T) / 2
+    i, j = 7, 290
+    scale = np.sqrt(abs(a[i, i] * a[j, j]))
+    for gap, same in ((8, True), (64, False)):
+        spoilt = a.copy()
+        spoilt[i, j] += gap * np.finfo(float).eps * scale
+        assert is_hermitian(FORMS[form](spoilt)) is same
+    assert not is_hermitian(FORMS[form](np.linalg.inv(a - 0.999999 * np.linalg.eigvalsh(a)[0] * np.eye(300))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_badly_scaled_matrix_does_not_hide_an_unsymmetric_corner(form):
+    a = np.eye(300)
+    a[0, 0] = 1e20
+    a[298, 299], a[299, 298] = 1e-3, 2e-3
+    assert not is_hermitian(FORMS[form](a))
+    # Nor does a large entry in the row of one of the two, beyond what it could have rounded.
+    a[298, 299], a[299, 298] = 0.5, 0.5
+    a[0, 299], a[299, 0] = 1.0, 1.0 + 1e-3
+    assert not is_hermitian(FORMS[form](a))
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_each_system_of_a_batch_is_judged_by_itself(layout):
+    one = product("float64", n=20)
+    exact = (one + one.T) / 2
+    wrong = exact.copy()
+    wrong[3, 4] *= 1 + 1e-12
+    stack = np.stack([exact, one, wrong])
+    if layout == "dense":
+        operands = [Operand(Matrix(DensePattern((20, 20)), part)) for part in (stack, stack[:2], stack[:1])]
+    else:
+        pattern = Pattern.from_csr(sparse.csr_array(np.ones((20, 20))))
+        flat = stack.reshape(3, -1)
+        operands = [Operand(Matrix(pattern, part)) for part in (flat, flat[:2], flat[:1])]
+    assert hermitian_systems(operands[0]).tolist() == [True, True, False]
+    assert [all_mirrored(operand, conjugate=True) for operand in operands] == [None, "rounded", "exactly"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["auto", "cg", "fcg", "minres", "cholesky"])
+def test_such_a_matrix_is_solved_and_the_answer_says_so(embedded: Client, method, form):
+    a = product("float64", n=60) + 20 * np.eye(60)
+    assert not np.array_equal(a, a.T)
+    got = embedded.solve(FORMS[form](a), np.arange(60.0), method=method)
+    assert got.status is Status.OK
+    np.testing.assert_allclose(a @ got.x, np.arange(60.0), atol=1e-7)
+    if got.stats.method != "superlu":
+        assert "but for rounding" in got.stats.reason
+    a[2, 5] += 1e-9
+    if method != "auto":
+        with pytest.raises((NotPositiveDefiniteError, InvalidOptionError), match="not"):
+            embedded.solve(FORMS[form](a), np.arange(60.0), method=method)
