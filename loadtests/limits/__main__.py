@@ -12,18 +12,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loadtests.micro.__main__ import environment
+from loadtests.transports.picture import draw
 
-from . import coalescing, rate
+from . import coalescing, health, idle, memory, rate, soak
 from .part import Asked, Found
 
 PARTS: Mapping[str, tuple[str, Callable[[Asked], Found]]] = {
     "rate": ("requests a second of a cached solve, one core for the server", rate.measure),
     "coalescing": ("many callers of one dense factor, joined into blocks and each alone", coalescing.measure),
+    "idle": ("processor time of a server that nobody calls", idle.measure),
+    "memory": ("memory of a server beside its factors", memory.measure),
+    "health": ("health checks during solves of many seconds", health.measure),
+    "soak": ("growth of the memory with the requests answered", soak.measure),
 }
 
 
 def main() -> int:
-    """Command line; writes `limits.json`."""
+    """Command line; writes `limits.json` and `limits.png`."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.limits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,6 +60,8 @@ def main() -> int:
     }
     document = {"environment": environment(), "long": asked.long, "parts": parts}
     (options.out / "limits.json").write_text(json.dumps(document, indent=1))
+    draw([target for each in found.values() for target in each.targets], options.out / "limits.png")
+    print(f"\nwritten: {options.out / 'limits.json'}, {options.out / 'limits.png'}")
     return 1 if any(each.faults for each in found.values()) else 0
 
 

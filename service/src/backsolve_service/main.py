@@ -112,6 +112,7 @@ def _serve(settings: Settings, signals: StopSignals) -> int:
         # What the imports left, a million objects, lives as long as the process: the collector need not look there.
         gc.collect()
         gc.freeze()
+        gc.collect()  # so that the next full collection is due by what has come since, not by what is frozen
     except StartError as err:
         _log.error("%s", err)
         return EXIT_FAILED

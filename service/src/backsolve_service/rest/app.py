@@ -88,7 +88,6 @@ class Gate:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, self._drain_bytes)
-        scope[_EXCHANGE] = exchange
         path = scope["path"]
         if self._callers.asked and path not in OPEN_PATHS:
             try:
@@ -100,7 +99,11 @@ class Gate:
         endpoint = self._fixed.get(path)
         handler = None if endpoint is None else endpoint.handler(scope["method"])
         if handler is None:
-            await self._app(scope, exchange.receive, exchange.send)
+            scope[_EXCHANGE] = exchange
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            finally:
+                del scope[_EXCHANGE]  # each holds the other: they would be left to the garbage collector
             return
         try:
             await handler(exchange)

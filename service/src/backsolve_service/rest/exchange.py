@@ -69,7 +69,8 @@ class Exchange:
         self.request_id = given if given is not None and _SAFE_ID.fullmatch(given) else new_request_id()
         self.started = False
         self._receive, self._send = receive, send
-        self._wire: Wire | None = scope.get("extensions", {}).get(EXTENSION)
+        # Taken out, since it leads back to the scope: what holds itself is left to the garbage collector.
+        self._wire: Wire | None = scope.get("extensions", {}).pop(EXTENSION, None)
         # A caller that waits for "100 Continue" has sent nothing yet, and will not when it is refused.
         self._waits = self.headers.get("expect", "").lower() == "100-continue"
         self._unread = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
