@@ -148,7 +148,7 @@ LOW_RANK = {"kind": "low_rank", "dims": [3, 1], "parameters": STRUCTURED["low_ra
         ({"parameters": {**LOW_RANK["parameters"], "W": [1.0]}}, "INVALID_OPTION", "d, U, V"),
         ({"parameters": {**LOW_RANK["parameters"], "d": [[1.0, 2.0, 3.0]]}}, "INVALID_SHAPE", "same batch axis"),
         ({"parameters": {**LOW_RANK["parameters"], "d": [[[1.0, 2.0, 3.0]]]}}, "INVALID_SHAPE", '"d" has shape'),
-        ({"values": [[1.0]]}, "INVALID_OPTION", "kind, dims, parameters"),
+        ({"values": [[1.0]]}, "INVALID_OPTION", "kind, dims, base, parameters"),
         ({"kind": "low_rank", "dtype": "int8"}, "INVALID_DTYPE", "float64"),
     ],
 )

@@ -133,7 +133,8 @@ def test_request_examples_are_answered_as_documented(port: int) -> None:
     for name, example in bodies.items():
         reply = ask_json(port, "/v1/solve", example["value"])
         schema = DOCUMENT["paths"]["/v1/solve"]["post"]["responses"][str(reply.status)]["content"]
-        assert reply.status == (404 if name == "by reference" else 200), name
+        # The matrix that two of them name is not held here (`test_json_forms.py` has them solved).
+        assert reply.status == (404 if name in ("by reference", "update") else 200), name
         check(reply.json(), schema[reply.headers["content-type"]]["schema"], name)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
+from ._numbers import check_numbers
 
 _TYPES: Final = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _HALF: Final = (torch.float16, torch.bfloat16)
@@ -36,11 +37,14 @@ def tensor(value: object, name: str) -> Tensor:
 
     Raises:
         InvalidDtypeError: not a tensor, or of another element type.
+        NotSupportedError: a nested tensor.
     """
     if not isinstance(value, Tensor):
         raise InvalidDtypeError(
             f"{name} must be a torch.Tensor; for arrays use backsolve.Client.solve, or torch.as_tensor({name})"
         )
+    if value.is_nested:
+        check_numbers(value)  # it has no shape to look at
     if value.dtype in _HALF and torch.is_autocast_enabled(value.device.type):
         return value.float()
     if value.dtype not in _TYPES:

@@ -11,6 +11,7 @@ from ..errors import NotSupportedError
 from ..matrix import Matrix
 from ..pattern import StructuredPattern
 from ..types import Array
+from ._numbers import check_numbers
 
 
 def matrix_of(system: System, values: Tensor) -> Matrix:
@@ -18,6 +19,7 @@ def matrix_of(system: System, values: Tensor) -> Matrix:
 
     Autograd's version counter watches that tensor between forward and backward.
     """
+    check_numbers(values)
     return system.matrix(stamp(values), lambda: to_array(values))
 
 
@@ -45,8 +47,9 @@ def to_array(tensor: Tensor) -> Array:
     """The numbers of a tensor in C order; a view where it already lies so in host memory.
 
     Raises:
-        NotSupportedError: the tensor is one of PyTorch's legacy vmap.
+        NotSupportedError: the tensor is one of PyTorch's legacy vmap, or has no numbers (`_numbers.py`).
     """
+    check_numbers(tensor)
     if torch._C._functorch.is_legacy_batchedtensor(tensor):
         raise NotSupportedError(
             "is_grads_batched, vectorize=True and check_batched_grad use PyTorch's legacy vmap, which cannot map a "

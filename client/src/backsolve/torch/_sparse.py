@@ -19,6 +19,7 @@ from ..canonical import PatternMemo
 from ..errors import InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..pattern import Pattern
 from ..types import Array
+from ._numbers import check_numbers
 
 _memo: Final = PatternMemo()
 renew_after_fork(_memo, PatternMemo.forget_locks)
@@ -205,4 +206,5 @@ def _indices(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _host(tensor: Tensor) -> Array:
+    check_numbers(tensor)
     return tensor.detach().cpu().numpy()

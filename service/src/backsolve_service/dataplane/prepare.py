@@ -214,6 +214,8 @@ class Preparer:
             if options.method == AUTO:
                 why = f"no room for a factor by method {choice.spec.method!r}"
                 smaller = choose_iterative(entry.structure, options, device, why)
+            elif ROWS[choice.spec.method].least_squares and choice.fallback is not None:
+                smaller = choice.fallback
             if smaller is None or smaller.spec == choice.spec:
                 raise error
             return self._factor(entry, smaller, context)
@@ -290,7 +292,9 @@ class Preparer:
                 choice = _instead(choice, choice.fallback, "cannot do it")
             except (NotPositiveDefiniteError, SingularMatrixError):
                 # Only the factorization itself could tell; the cache remembers that it did.
-                if choice.fallback is None or choice.most_fill is not None:  # that one stands in for fill alone
+                least_squares = ROWS[choice.spec.method].least_squares
+                # What stands in for fill alone is no better off, but for LSMR, which minimises whatever the rank is.
+                if choice.fallback is None or (choice.most_fill is not None and not least_squares):
                     raise
                 choice = choice.fallback
 

@@ -96,6 +96,7 @@ class _Run:
     def answer(self, shape: tuple[int, ...]) -> Answer:
         """Solve, correct, prove."""
         found, statuses, iterations = self._solve(self.wide)
+        self.doubt = self.factor.doubt(self.controls, max(iterations, default=0))
         condition = self._condition()
         self.finite = np.asarray(np.isfinite(found).all(axis=1))
         x = self._returned(found)
@@ -140,11 +141,14 @@ class _Run:
             relative_residual=np.where(self.bad, np.inf, measured.relative),
             backward_error=np.where(self.bad, np.inf, measured.backward),
             condition=condition,
+            note=None if self.doubt is None else self.doubt.note,
         )
 
     def _condition(self) -> float | None:
         """The factor's, or what the iteration has met: a bound from below."""
-        return self.factor.condition if self.factor.direct else self.met
+        if self.factor.direct:
+            return self.factor.condition
+        return self.met if self.doubt is None else max(self.met or 1.0, self.doubt.condition)
 
     def _cut(self, statuses: tuple[Status, ...]) -> bool:
         """An iteration was stopped where it met a singular value that counts as zero (`rcond`)."""
@@ -236,6 +240,7 @@ class _Run:
         # The answer was a number before it was brought to its type and units.
         beyond = hopeless & self.finite & ~self.bad
         far = (self.factor.condition or 0.0) >= 1 / epsilon(self.operand.dtype)
+        undecided = self.doubt is not None and self.doubt.undecided
         grid = []
         for s, status in enumerate(known):
             row = []
@@ -252,7 +257,7 @@ class _Run:
                     row.append(Status.ILL_CONDITIONED if missed[s, j] else Status.OK)
                 elif hopeless[s, j] or missed[s, j]:
                     row.append(Status.STAGNATION)
-                elif unmet[s, j] or far or status is Status.ILL_CONDITIONED:
+                elif unmet[s, j] or far or undecided or status is Status.ILL_CONDITIONED:
                     row.append(Status.ILL_CONDITIONED)
                 else:
                     row.append(Status.OK)

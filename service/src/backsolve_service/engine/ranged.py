@@ -20,6 +20,7 @@ from backsolve.types import Array, Status, Trans
 from .base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from .lstsq.base import LeastSquaresFactor
 from .operand import Operand
+from .registry import ROWS
 from .scaling import exponents, magnitude, shift
 from .tolerance import direct_backward_error
 
@@ -234,8 +235,8 @@ class Ranged(Solver):
         try:
             return self.inner.factorize(symbolic, operand, spec)
         except SingularMatrixError as error:
-            if spec.nullspace is not None:
-                raise
+            if spec.nullspace is not None or ROWS[spec.method].least_squares:
+                raise  # they say what to do in words of their own
             from .direct.dependent import named  # noqa: PLC0415  (of use only where something has failed)
 
             better = named(error, operand)

@@ -17,7 +17,7 @@ from backsolve.errors import (
 from backsolve.types import Options
 
 from .base import FactorSpec
-from .candidates import Candidate, candidates
+from .candidates import SPREADING, Candidate, candidates
 from .device import CPU, check_device
 from .options import AUTO, LEAST_SQUARES, check_used, given, preconditioner_spec, users, validate
 from .precond.parameters import split
@@ -123,16 +123,30 @@ def _least_squares(structure: Structure, options: Options, names: tuple[str, ...
         _check_named(structure, options.method)
         check_used(options.method, names)
         return _choice(structure, options.method, options, device, "asked for by name")
-    fitting = [(name, why) for name, why in _LEAST_SQUARES if structure.layout in ROWS[name].layouts]
-    if not fitting:
+    if structure.layout == "structured":
         raise InvalidOptionError("least squares takes dense and sparse matrices: write this one out", option="method")
-    method, why = next(((name, why) for name, why in fitting if _uses(name, names)), fitting[0])
-    check_used(method, names)
-    return _choice(structure, method, options, device, why)
+    if structure.dense and _uses("lstsq_qr", names):
+        return _choice(structure, "lstsq_qr", options, device, "least squares, dense: QR")
+    iterated = "lstsq_lsmr" if _uses("lstsq_lsmr", names) or not structure.dense else "lstsq_qr"
+    check_used(iterated, names)
+    found = _choice(structure, iterated, options, device, "least squares: LSMR")
+    full = structure.facts.m >= structure.facts.n or bool(options.damp)
+    if structure.dense or structure.batch or not full or not _uses("lstsq_superlu", names) or not _local(structure):
+        return found
+    reason = "least squares, sparse, with little fill: LU of the augmented system"
+    direct = _choice(structure, "lstsq_superlu", options, device, reason)
+    behind = replace(found, reason="least squares, where LU would fill in or columns are dependent: LSMR")
+    return replace(direct, fallback=behind, most_fill=LITTLE_AUGMENTED_FILL)
 
 
-_LEAST_SQUARES = (("lstsq_qr", "least squares, dense: QR"), ("lstsq_lsmr", "least squares: LSMR"))
-"""The methods that "lstsq" chooses among, in this order."""
+LITTLE_AUGMENTED_FILL = 10.0
+"""Entries of L and U over those of the augmented matrix up to which it is factorized (docs/adr/0055)."""
+
+
+def _local(structure: Structure) -> bool:
+    """Rows and columns are joined as on a line or in the plane, where ordering is quick and factors stay small."""
+    facts = structure.facts
+    return not facts.square and facts.width is not None and facts.width**2 < SPREADING * (facts.m + facts.n)
 
 
 def choose_iterative(structure: Structure, options: Options, device: str, why: str) -> Choice | None:

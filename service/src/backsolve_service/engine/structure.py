@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import block_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, structural_rank
 
 from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
@@ -40,7 +40,7 @@ class PatternFacts:
         upper_bandwidth: largest j - i of a stored entry, at least 0.
         width: rows in the widest level of a breadth-first search from the pattern's rim, about the
             size of the smallest set that cuts it in two; of sparse patterns from `WIDTH_FROM` rows
-            on and without hubs, else None.
+            on and without hubs, else None. Of one that is not square, of the graph that joins rows with columns.
         largest_block: rows of the largest connected component, of sparse patterns; else None.
         kind: of a structured matrix, of which nothing else is known by its pattern; else None.
         square: as many rows as columns; if not, nothing else is looked for.
@@ -57,6 +57,11 @@ class PatternFacts:
     largest_block: int | None = None
     kind: str | None = None
     square: bool = True
+
+    @property
+    def m(self) -> int:
+        """Number of rows: of a matrix that is not square, its lower bandwidth."""
+        return self.n if self.square else self.lower_bandwidth
 
     @property
     def diagonal(self) -> bool:
@@ -116,7 +121,10 @@ def inspect_pattern(pattern: AnyPattern) -> PatternFacts:
     """Facts of a pattern in O(nnz); a matching is searched only when the diagonal is not full."""
     n = pattern.n
     if pattern.m != n:
-        return PatternFacts(n, pattern.nnz, False, False, False, pattern.m, n, square=False)
+        wide = None
+        if isinstance(pattern, Pattern) and pattern.nnz:
+            wide = level_width(_bipartite(pattern))
+        return PatternFacts(n, pattern.nnz, False, False, False, pattern.m, n, wide, square=False)
     if not isinstance(pattern, Pattern):
         width = max(n - 1, 0)
         if isinstance(pattern, StructuredPattern):
@@ -141,6 +149,12 @@ def _has_hubs(pattern: Pattern) -> bool:
     """Rows with many times the usual entries: every search runs through them, and its levels say nothing."""
     counts = np.diff(pattern.indptr)
     return bool(counts.max() > _HUB * max(float(counts.mean()), 1.0))
+
+
+def _bipartite(pattern: Pattern) -> Any:
+    """The graph of rows and columns as nodes, in which each entry joins its row and its column."""
+    a = csr_array((np.ones(pattern.nnz, dtype=np.int8), pattern.indices, pattern.indptr), shape=pattern.shape)
+    return csr_array(block_array([[None, a], [a.T, None]]))
 
 
 def level_width(a: Any) -> int:

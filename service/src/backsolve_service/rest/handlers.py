@@ -135,9 +135,11 @@ class Handlers:
 
     def _accept(self, source: str, inline: NDArray[np.uint8], sharing: Sharing, context: CallContext) -> Reply:
         body = sharing.gather(inline)
-        matrix = uploads.read_matrix(source, body, self._plane.limits.max_payload_bytes)
+        matrix = uploads.read_matrix(
+            source, body, self._plane.limits.max_payload_bytes, lambda ref: self._plane.base(ref, context)
+        )
         held = self._holding(matrix.ref, context) in _HELD
-        matrix = Matrix(matrix.pattern, uploads.own(matrix.values, body))
+        matrix = Matrix(matrix.pattern, uploads.own(matrix.values, body), matrix.base)
         ref = self._plane.put(PutCall(matrix.ref, matrix), context)
         return _accepted(ref, matrix, held)
 

@@ -74,12 +74,22 @@ _SOLVE_REQUESTS = {
     "complex": {
         "value": {"dtype": "complex128", "matrix": {"values": [[[0.0, 1.0]]]}, "b": [[1.0, 0.0]]},
     },
-    "structured": {
+    **{
+        kind: {"value": {"matrix": {"kind": kind, "dims": dims, "parameters": parameters}, "b": [1.0, 2.0, 3.0]}}
+        for kind, dims, parameters in (
+            ("low_rank", [3, 1], {"d": [2.0, 3.0, 4.0], "U": [[1.0], [1.0], [0.5]], "V": [[1.0], [0.0], [2.0]]}),
+            ("kronecker", [1, 3], {"A1": [[2.0]], "A2": [[4.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 1.0, 2.0]]}),
+            ("circulant", [3], {"c": [4.0, 1.0, -0.5]}),
+            ("toeplitz", [3], {"t": [0.5, 1.0, 4.0, -1.0, 2.0]}),
+        )
+    },
+    "update": {
         "value": {
             "matrix": {
-                "kind": "low_rank",
+                "kind": "update",
+                "base": {"ref": EXAMPLE_REF},
                 "dims": [3, 1],
-                "parameters": {"d": [2.0, 3.0, 4.0], "U": [[1.0], [1.0], [0.5]], "V": [[1.0], [0.0], [2.0]]},
+                "parameters": {"U": [[1.0], [0.0], [0.0]], "V": [[0.0], [1.0], [0.0]]},
             },
             "b": [1.0, 2.0, 3.0],
         }

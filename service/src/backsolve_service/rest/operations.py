@@ -29,6 +29,7 @@ from ..context import CallContext, WouldWaitError
 from . import people
 from .exchange import Reply
 from .media import JSON
+from .people import BaseOf
 from .problems import PROBLEM_TYPE, make_problem
 from .uploads import own
 
@@ -68,18 +69,18 @@ class Operation(Generic[Call, Answer]):
     """One computing route: how its two kinds of bodies are read and written, and what runs between."""
 
     read_bulk: Callable[[Message], Call]
-    read_json: Callable[[NDArray[np.uint8]], tuple[Call, PutCall | None]]
+    read_json: Callable[[NDArray[np.uint8], BaseOf], tuple[Call, PutCall | None]]
     run: Callable[["DataPlane", Call, CallContext], Answer]
     write_bulk: Callable[[Answer], Body]
     write_json: Callable[[Answer, MatrixRef], bytes]
 
     def __call__(self, plane: "DataPlane", request: Request) -> Reply:
         """Read, run, write."""
-        return self._replied(plane, request, request.context, *self._read(request))
+        return self._replied(plane, request, request.context, *self._read(plane, request))
 
     def at_once(self, plane: "DataPlane", request: Request, most_bytes: int) -> Reply | None:
         """The reply, if that takes no longer than reading so many bytes of a factor; None: call it on a thread."""
-        call, put = self._read(request)
+        call, put = self._read(plane, request)
         if put is not None or not plane.at_hand(call, request.context, most_bytes):
             return None
         try:
@@ -87,7 +88,7 @@ class Operation(Generic[Call, Answer]):
         except WouldWaitError:
             return None
 
-    def _read(self, request: Request) -> tuple[Call, PutCall | None]:
+    def _read(self, plane: "DataPlane", request: Request) -> tuple[Call, PutCall | None]:
         if request.source == JSON:
             if request.body.size > people.MAX_BYTES:
                 raise PayloadTooLargeError(
@@ -95,7 +96,7 @@ class Operation(Generic[Call, Answer]):
                     limit=people.MAX_BYTES,
                     size=request.body.size,
                 )
-            return self.read_json(request.body)
+            return self.read_json(request.body, lambda ref: plane.base(ref, request.context))
         call = self.read_bulk(decode(request.body, read=_read_header))
         if isinstance(call, SolveCall) and call.values is not None:
             call = replace(call, values=own(call.values, request.body))

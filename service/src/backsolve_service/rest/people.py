@@ -4,7 +4,7 @@ Meant for n up to about 1e4: parsing holds the interpreter, so bodies are bounde
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from backsolve._rest.body import parse_json
 from backsolve._rest.documents import certificate_to_json, check_keys, options_from_json, ref_from_key
 from backsolve._rest.messages import read_shape, read_storage, read_structured, read_want
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall, VjpReply
-from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NotAcceptableError
+from backsolve.errors import InvalidDtypeError, InvalidShapeError, MalformedError, NeedMatrixError, NotAcceptableError
 from backsolve.kinds.base import NUMPY, join
 from backsolve.matrix import Matrix
 from backsolve.types import DTYPES, Array, MatrixRef
@@ -29,9 +29,21 @@ MAX_NUMBERS = 1 << 18
 
 _DTYPE_NAMES = tuple(dtype.name for dtype in DTYPES)
 _ENTRIES_KEYS = ("values", "shape", "indptr", "indices", "storage", "dtype")
-_STRUCTURED_KEYS = ("kind", "dims", "parameters", "dtype")
+_STRUCTURED_KEYS = ("kind", "dims", "base", "parameters", "dtype")
 MATRIX_KEYS = (*_ENTRIES_KEYS, *_STRUCTURED_KEYS[:-1])
 """Of a matrix written out: by its entries, or by its parameters."""
+
+BaseOf = Callable[[MatrixRef], Matrix]
+"""The matrix of a name, for an update to stand on."""
+
+
+def nothing_held(ref: MatrixRef) -> Matrix:
+    """Of a reader that has no matrices at hand.
+
+    Raises:
+        NeedMatrixError: always.
+    """
+    raise NeedMatrixError("S, on which the update stands, is not held here: send it first", base=ref.key)
 
 
 def parse_object(body: NDArray[np.uint8], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -87,17 +99,20 @@ def numbers(value: Any, dtype: "np.dtype[Any]", what: str) -> Array:
     return pairs.view(np.complex128)[..., 0].astype(dtype)
 
 
-def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
+def read_matrix(document: Any, base_of: BaseOf, default_dtype: str = "float64") -> Matrix:
     """A matrix written out: `{"values": [[…]]}`, `{"shape", "indptr", "indices", "values"}`, or by parameters.
 
+    `docs/json.md` has every form with an example.
+
     Raises:
+        NeedMatrixError, NeedValuesError: what an update stands on is not held.
         MalformedError, InvalidShapeError, InvalidDtypeError, InvalidPatternError, InvalidOptionError: as each fault is.
     """
     if not isinstance(document, dict):
         raise MalformedError('"matrix" must be an object with "values", with "kind", or with "ref"')
     check_keys(document, MATRIX_KEYS, '"matrix"')
     if "kind" in document:
-        return _structured(document, read_dtype(document, default_dtype))
+        return _structured(document, _base(document, base_of), read_dtype(document, default_dtype))
     check_keys(document, _ENTRIES_KEYS, 'a matrix without "kind"')
     values = numbers(document.get("values"), read_dtype(document, default_dtype), "values")
     if "indptr" not in document and "indices" not in document:
@@ -109,10 +124,21 @@ def read_matrix(document: Any, default_dtype: str = "float64") -> Matrix:
     return compressed(values, indices, indptr, shape, read_storage(document, shape))
 
 
-def _structured(document: Mapping[str, Any], dtype: "np.dtype[Any]") -> Matrix:
+def _base(document: Mapping[str, Any], base_of: BaseOf) -> Matrix | None:
+    """What an update stands on."""
+    given = document.get("base")
+    if given is None:
+        return None
+    if not isinstance(given, dict) or "ref" not in given:
+        raise MalformedError('"base" must be an object with the "ref" of S: send S to /v1/matrices first')
+    check_keys(given, ("ref",), '"base"')
+    return base_of(ref_from_key(given["ref"]))
+
+
+def _structured(document: Mapping[str, Any], base: Matrix | None, dtype: "np.dtype[Any]") -> Matrix:
     """A matrix given by its parameters, each by name; a batch where each has one more axis in front."""
     check_keys(document, _STRUCTURED_KEYS, "a structured matrix")
-    pattern = read_structured(document)
+    pattern = read_structured(document, base)
     given = document.get("parameters")
     if not isinstance(given, dict):
         raise MalformedError('a structured matrix needs "parameters", an object with each of them by name')
@@ -129,7 +155,7 @@ def _structured(document: Mapping[str, Any], dtype: "np.dtype[Any]") -> Matrix:
         leads.add(lead)
     if len(leads) > 1:
         raise InvalidShapeError("either every parameter has the same batch axis, or none has one")
-    return Matrix(pattern, np.asarray(join(NUMPY, pattern.parts, parts)))
+    return Matrix(pattern, np.asarray(join(NUMPY, pattern.parts, parts)), base)
 
 
 def _integers(value: Any, what: str) -> Array:
@@ -138,47 +164,49 @@ def _integers(value: Any, what: str) -> Array:
     return np.array(value, dtype=np.int64)
 
 
-def _matrix_or_ref(document: Mapping[str, Any]) -> Matrix | MatrixRef:
+def _matrix_or_ref(document: Mapping[str, Any], base_of: BaseOf) -> Matrix | MatrixRef:
     given = document.get("matrix")
     if isinstance(given, dict) and "ref" in given:
         check_keys(given, ("ref",), '"matrix" by reference')
         return ref_from_key(given["ref"])
-    return read_matrix(given, document.get("dtype", "float64"))
+    return read_matrix(given, base_of, document.get("dtype", "float64"))
 
 
 def _optional(document: Mapping[str, Any], name: str, dtype: "np.dtype[Any]") -> Array | None:
     return None if document.get(name) is None else numbers(document[name], dtype, name)
 
 
-def _start(body: NDArray[np.uint8], keys: tuple[str, ...]) -> tuple[dict[str, Any], "np.dtype[Any]", PutCall | None]:
+def _start(
+    body: NDArray[np.uint8], keys: tuple[str, ...], base_of: BaseOf
+) -> tuple[dict[str, Any], "np.dtype[Any]", PutCall | None]:
     document = parse_object(body, ("matrix", "dtype", "options", *keys))
     dtype = read_dtype(document)
-    target = _matrix_or_ref(document)
+    target = _matrix_or_ref(document, base_of)
     put = PutCall(target.ref, target) if isinstance(target, Matrix) else None
     document["ref"] = target.ref if isinstance(target, Matrix) else target
     return document, dtype, put
 
 
-def read_solve(body: NDArray[np.uint8]) -> tuple[SolveCall, PutCall | None]:
+def read_solve(body: NDArray[np.uint8], base_of: BaseOf) -> tuple[SolveCall, PutCall | None]:
     """A solve in JSON, and the upload that goes before it when the matrix is written out."""
-    document, dtype, put = _start(body, ("b", "x0"))
+    document, dtype, put = _start(body, ("b", "x0"), base_of)
     options = options_from_json(document.get("options"))
     b = numbers(document.get("b"), dtype, "b")
     return SolveCall(document["ref"], options, b, _optional(document, "x0", dtype)), put
 
 
-def read_vjp(body: NDArray[np.uint8]) -> tuple[VjpCall, PutCall | None]:
+def read_vjp(body: NDArray[np.uint8], base_of: BaseOf) -> tuple[VjpCall, PutCall | None]:
     """A vjp in JSON."""
-    document, dtype, put = _start(body, ("cotangent", "want", "x"))
+    document, dtype, put = _start(body, ("cotangent", "want", "x"), base_of)
     options = options_from_json(document.get("options"))
     cotangent, want = numbers(document.get("cotangent"), dtype, "cotangent"), read_want(document.get("want"))
     return VjpCall(document["ref"], options, cotangent, want, _optional(document, "x", dtype)), put
 
 
-def read_jvp(body: NDArray[np.uint8]) -> tuple[JvpCall, PutCall | None]:
+def read_jvp(body: NDArray[np.uint8], base_of: BaseOf) -> tuple[JvpCall, PutCall | None]:
     """A jvp in JSON."""
     names = ("x", "b_tangent", "values_tangent")
-    document, dtype, put = _start(body, names)
+    document, dtype, put = _start(body, names, base_of)
     options = options_from_json(document.get("options"))
     return JvpCall(document["ref"], options, *(_optional(document, name, dtype) for name in names)), put
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from backsolve.kinds import names
+from backsolve.kinds import UPDATE, names
 from backsolve.types import DTYPES, STORAGES, TRANS, Status
 
 from .problems import REASONS
@@ -123,18 +123,25 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "StructuredMatrix": _object(
         {
-            "kind": {"enum": list(names())},
-            "dims": _described(_INTEGERS, "low_rank: n, r; kronecker: n1, n2, ...; circulant and toeplitz: n"),
+            "kind": {"enum": [*names(), UPDATE.name]},
+            "dims": _described(
+                _INTEGERS, "low_rank: n, r; kronecker: n1, n2, ...; circulant and toeplitz: n; update: n, k"
+            ),
+            "base": _described(
+                _object({"ref": _KEY}, ("ref",)), "of an update, and of no other kind: S, which was uploaded before"
+            ),
             "parameters": _described(
                 {"type": "object", "additionalProperties": _NUMBERS},
                 "low_rank, diag(d) + U Vᴴ: d [n], U [n, r], V [n, r]; kronecker: A1 [n1, n1], A2, ...; circulant: "
-                "c [n], the first column; toeplitz: t [2n - 1], from the upper right corner to the lower left; of a "
-                "batch each with one more axis in front",
+                "c [n], the first column; toeplitz: t [2n - 1], from the upper right corner to the lower left: "
+                "t[n - 1 + i - j] in row i and column j; update, S + U Vᴴ: U [n, k], V [n, k]; of a batch each with "
+                "one more axis in front, but of an update, which is always one matrix",
             ),
             "dtype": _DTYPE,
         },
         ("kind", "dims", "parameters"),
-        text="its gradient and its tangent (`values`, `values_tangent`) are all parameters in one row, in this order",
+        text="its gradient and its tangent (`values`, `values_tangent`) are all parameters in one row, in this order; "
+        "of an update behind the stored entries of S. docs/json.md has an example of every kind",
     ),
     "MatrixOrRef": {"oneOf": [ref("Matrix"), ref("StructuredMatrix"), _object({"ref": _KEY}, ("ref",))]},
     "SolveRequest": _object(

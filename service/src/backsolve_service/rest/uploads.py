@@ -53,29 +53,35 @@ _NPZ_FAULTS = (
 )
 
 
-def read_matrix(media_type: str, body: NDArray[np.uint8], limit: int) -> Matrix:
+def read_matrix(
+    media_type: str, body: NDArray[np.uint8], limit: int, base_of: people.BaseOf = people.nothing_held
+) -> Matrix:
     """An uploaded matrix in canonical form.
 
     Args:
         media_type: one of `READERS`.
         body: the upload.
         limit: most bytes that the matrix may take in memory.
+        base_of: the matrix of a name, for an update to stand on.
 
     Raises:
         InvalidInputError: as each fault is.
         PayloadTooLargeError: the matrix would be larger than `limit`.
+        NeedMatrixError, NeedValuesError: what an update stands on is not held.
     """
+    if media_type == JSON:
+        return _from_json(body, limit, base_of)
     return READERS[media_type](body, limit)
 
 
-def _from_json(body: NDArray[np.uint8], limit: int) -> Matrix:
+def _from_json(body: NDArray[np.uint8], limit: int, base_of: people.BaseOf = people.nothing_held) -> Matrix:
     if body.size > people.MAX_BYTES:
         raise PayloadTooLargeError(
             f"a JSON body has at most {people.MAX_BYTES} bytes: send {MEDIA_TYPE} or a SciPy .npz",
             limit=people.MAX_BYTES,
             size=body.size,
         )
-    return people.read_matrix(people.parse_object(body, people.MATRIX_KEYS))
+    return people.read_matrix(people.parse_object(body, people.MATRIX_KEYS), base_of)
 
 
 def _from_safetensors(body: NDArray[np.uint8], limit: int) -> Matrix:

@@ -5,7 +5,8 @@ x = G Aᴴ b, and every derivative of it is made of products with A and of G app
 """
 
 from abc import abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 
@@ -13,6 +14,22 @@ from backsolve.types import Array, Trans
 
 from ..base import Controls, Factor, Outcome
 from ..scaling import exponents
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What an iteration that has converged cannot see of its matrix.
+
+    Attributes:
+        condition: a lower bound on the condition number, on the range where columns are dependent to rounding.
+        undecided: there are directions in which x is decided by where the iteration stops.
+        note: the same in words, for the certificate.
+    """
+
+    condition: float
+    undecided: bool
+    note: str
 
 
 class LeastSquaresFactor(Factor):
@@ -28,6 +45,16 @@ class LeastSquaresFactor(Factor):
     @abstractmethod
     def independent(self) -> bool:
         """The columns of Ā are known to be linearly independent, so that G has an inverse."""
+
+    def doubt(self, controls: Controls, iterations: int) -> Doubt | None:
+        """What its own answers do not show; None: nothing was found, or everything shows.
+
+        Args:
+            controls: of the solve that asks.
+            iterations: that it has taken.
+        """
+        del controls, iterations
+        return None
 
     @abstractmethod
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:

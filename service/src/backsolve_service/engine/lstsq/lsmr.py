@@ -8,7 +8,7 @@ Sci. Comput. 33 (2011), sections 2 and 3.2 (when to stop).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -24,10 +24,17 @@ from ..krylov.lsmr import Progress, least_squares
 from ..operand import Operand
 from ..scaling import exponents, shift
 from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
-from .base import LeastSquaresFactor, largest_column, no_answer
+from .base import Doubt, LeastSquaresFactor, largest_column, no_answer
+from .unseen import unseen
 
 MAX_COLUMNS = 16
 """Columns share the passes over A, and cost their own vectors: little is gained beyond."""
+
+_LEAST_LOOK = 50
+"""Iterations that a look at the matrix may take in any case."""
+
+_LONG = 500
+"""Iterations after which a run has met small singular values itself, and a look would cost too much."""
 
 _SHARE = 0.25
 """Of the tolerance for the recurrence; the rest is for its distance from the truth."""
@@ -72,13 +79,18 @@ class Stacked:
 @final
 @dataclass(frozen=True, eq=False)
 class LsmrFactor(LeastSquaresFactor):
-    """Nothing but norms; None where a system is not finite."""
+    """Nothing but norms; None where a system is not finite.
+
+    Attributes:
+        found: what `doubt` has found, once it has looked; two threads that look at once find the same.
+    """
 
     operand: Operand
     damp: float
     rcond: float | None
     parts: tuple[Stacked | None, ...]
     statuses: tuple[Status, ...]
+    found: list[Doubt | None] = field(default_factory=list)
 
     direct = False
     max_columns = MAX_COLUMNS
@@ -97,6 +109,30 @@ class LsmrFactor(LeastSquaresFactor):
     def independent(self) -> bool:
         """Damping makes them so; of the matrix alone nothing is known."""
         return self.damp > 0
+
+    def doubt(self, controls: Controls, iterations: int) -> Doubt | None:
+        """Directions that the iteration stops short of (`unseen.py`); costs one or two runs more, once.
+
+        Damping decides every direction, and `rcond` says from where on they do not count.
+        """
+        if self.damp or self.rcond is not None or iterations > _LONG:
+            return None
+        if not self.found:
+            self.found.append(self._looked(controls, iterations))
+        return self.found[0]
+
+    def _looked(self, controls: Controls, iterations: int) -> Doubt | None:
+        """The worst of all systems."""
+        tolerance, limit = iterative_rtol(self.operand.dtype), max(iterations, _LEAST_LOOK)
+        noise = max(*self.operand.pattern.shape, 1) * epsilon(self.operand.dtype)
+        check = _checker(controls)
+        doubts = [
+            unseen(part.multiply, part.adjoint, part.a.shape, part.a.dtype, part.norm, tolerance, noise, limit, check)
+            for part in self.parts
+            if part is not None
+        ]
+        found = [doubt for doubt in doubts if doubt is not None]
+        return max(found, key=lambda doubt: (doubt.undecided, doubt.condition), default=None)
 
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
         """Iterate until the normal equations, or the residual, meet the tolerance.

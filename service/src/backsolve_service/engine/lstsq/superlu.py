@@ -26,7 +26,7 @@ from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
 from ..direct.condition import condition_number, inverse_norm
-from ..direct.ordering import Ordering
+from ..direct.ordering import Ordering, predicted_fill
 from ..direct.superlu import MAX_COLUMNS, SuperLu, SuperLuFactor, solve_one
 from ..faults import factorize_each, systems
 from ..operand import Operand
@@ -67,6 +67,11 @@ class Augmented(Symbolic):
     def predicted_nbytes(self, precision: str) -> int | None:
         """Bytes of L and U, which are in double precision."""
         return self.ordering.predicted_nbytes("complex128" if precision.startswith("complex") else "float64")
+
+    def predicted_fill(self) -> float | None:
+        """Of the augmented matrix."""
+        entries = predicted_fill(self.ordering)
+        return None if entries is None else entries / max(self.whole.nnz, 1)
 
 
 @final
