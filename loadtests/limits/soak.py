@@ -26,8 +26,11 @@ MOST_SECONDS = {False: 60.0, True: 2400.0}
 SPELLS = 60
 """The memory is looked at so often; the slope needs the first fifth to settle and ten blocks of the rest."""
 
+WARM = 1100
+"""New matrices before all: they fill the cache, and whatever remembers the last thousand of something."""
+
 FRESH = 8
-"""New matrices after each spell, whose factors soon fill the cache."""
+"""New matrices after each spell."""
 
 SETTINGS = {"BACKSOLVE_CACHE_BYTES": "8MiB"}
 SEED = 550_283_917
@@ -68,8 +71,12 @@ def soak(server: LocalServer, generator: Generator, ways: tuple[str, ...], count
     A = matrix(ROWS)
     loads = {way: prepare(server.http if way == "http" else server.grpc, A) for way in ways}
     fresh = _matrices()
-    spells, answered = _spells(generator, loads, count / SPELLS), 0
+    spells, answered = _spells(generator, loads, count / SPELLS), 2 * WARM
     with Client(server.http) as client:
+        for _ in range(WARM):
+            _train(client, next(fresh))
+        client.solve(A, np.ones(ROWS))
+        answered += 1
         for rate_answered, checked, wrong in spells:
             answered += rate_answered
             seen.checked += checked

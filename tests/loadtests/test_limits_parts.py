@@ -44,7 +44,7 @@ def test_a_soak_of_too_little_or_with_wrong_answers_is_a_fault():
 
 def test_a_soak_asks_as_often_as_it_says_through_a_cache_that_is_full(monkeypatch):
     monkeypatch.setattr(soak, "SPELLS", 4)
-    monkeypatch.setattr(soak, "FRESH", 70)
+    monkeypatch.setattr(soak, "WARM", 70)
     with LocalServer({"BACKSOLVE_LOG_LEVEL": "error", **soak.SETTINGS}) as server, Generator(None) as generator:
         seen = soak.soak(server, generator, ("http", "grpc"), 300, 60.0)
         with Client(server.http) as client:
@@ -59,7 +59,8 @@ def test_a_soak_asks_as_often_as_it_says_through_a_cache_that_is_full(monkeypatc
     assert min(seen.sizes) > 1e7
 
 
-def test_a_soak_ends_when_its_time_is_over():
+def test_a_soak_ends_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(soak, "WARM", 1)
     with LocalServer({"BACKSOLVE_LOG_LEVEL": "error"}) as server, Generator(None) as generator:
         seen = soak.soak(server, generator, ("http",), 10**9, 0.0)
     assert len(seen.requests) == 1
