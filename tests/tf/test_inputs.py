@@ -204,6 +204,17 @@ def test_an_unconverged_gradient_says_so(client: Client) -> None:
     assert np.isnan(gradient("nan").numpy()).all()
 
 
+def test_each_system_of_a_batch_has_its_own_first_iterate(embedded: Client) -> None:
+    """No step is allowed but the look at where the iteration begins: with the answers."""
+    a = tf.stack([[_spd(), 2 * _spd()], [3 * _spd(), 4 * _spd()]])
+    b = numbers(90_318_274, (2, 2, 5))
+    answer = reference(a, b)
+    options: dict[str, Any] = {"method": "cg", "rtol": 1e-9, "maxiter": 1, "client": embedded}
+    close(solve(a, b, x0=answer, **options), answer)
+    with pytest.raises(NotConvergedError):
+        solve(a, b, x0=answer[::-1], **options)
+
+
 def test_a_first_iterate_has_no_gradient(embedded: Client) -> None:
     a = _spd()
     with tf.GradientTape() as tape:

@@ -8,7 +8,13 @@ import tensorflow as tf
 from scipy import sparse
 
 from backsolve import Client, Pattern
-from backsolve.errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
+from backsolve.errors import (
+    InvalidOptionError,
+    InvalidPatternError,
+    InvalidShapeError,
+    NotConvergedError,
+    NotSupportedError,
+)
 from backsolve.tensorflow import lstsq, splstsq
 from support.tf_tensors import close, direction, gradients, numbers, places, products
 
@@ -108,6 +114,15 @@ def test_forward_mode(embedded: Client) -> None:
     close(*tangents, rtol=1e-9)
 
 
+def test_a_sparse_matrix_in_a_function(embedded: Client) -> None:
+    pattern = _pattern(*SHAPES["tall"])
+    values, b = numbers(93_415_708, (pattern.nnz,)), numbers(208_460_517, (pattern.m,))
+    values = values + tf.constant(4.0 * (pattern.rows == pattern.indices))
+    traced = tf.function(lambda v, b: splstsq(v, pattern, b, method="lstsq", client=embedded))
+    assert traced.get_concrete_function(values, b).outputs[0].shape == (pattern.n,)
+    close(gradients(traced, values, b), gradients(lambda v, b: _truth(_full(v, pattern), b), values, b), rtol=1e-8)
+
+
 @pytest.mark.parametrize("tapes", ["inside", "around"])
 def test_in_a_function_of_unknown_shapes(tapes: str, embedded: Client) -> None:
     a, b = numbers(65_038_217, (6, 4)), numbers(904_712_386, (6,))
@@ -135,6 +150,19 @@ def test_what_is_told(embedded: Client) -> None:
     assert seen == ["solve", "adjoint", "adjoint"]
     with pytest.raises(InvalidOptionError, match="use observe"):
         tf.function(lambda: lstsq(a, b, return_stats=True), autograph=False)()
+
+
+def test_what_does_not_converge_is_raised_forward_and_backward(embedded: Client) -> None:
+    """Of b = 0 the answer is where the iteration begins; its gradient is not."""
+    a, b = numbers(570_231_894, (30, 20)), numbers(88_140_267, (30,))
+    options: dict[str, Any] = {"method": "lstsq_lsmr", "rtol": 1e-13, "maxiter": 2, "client": embedded}
+    with pytest.raises(NotConvergedError):
+        lstsq(a, b, **options)
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        x = lstsq(a, 0 * b, **options)
+    with pytest.raises(NotConvergedError):
+        tape.gradient(x, a, output_gradients=numbers(4_019_283, (20,)))
 
 
 def test_bad_input_is_refused() -> None:

@@ -106,6 +106,26 @@ def test_what_does_not_enter_has_a_product_of_zeros(embedded: Client) -> None:
     close(of_b, tf.zeros_like(b))
 
 
+def test_gradients_that_come_as_slices(embedded: Client) -> None:
+    """The gradient of `tf.gather` is no tensor, and neither is the derivative of that."""
+    b = numbers(61_203_498, (N,))
+    A = _fresh()
+
+    def f(b: Any, client: Client | None) -> Any:
+        return _scalar(tf.gather(_solution(client)(A, tf.gather(b, [3, 0, 1, 4, 3])), [1, 1, 2]))
+
+    hessian = bt.HessianProducts(lambda b: f(b, embedded), b)
+    with tf.GradientTape() as tape:
+        tape.watch(b)
+        value = f(b, None)
+    v = numbers(9_928_174, (N,))
+    expected = _second(lambda b: f(b, None), [b], [v])[0]
+    close(
+        [hessian.value, hessian.gradient, hessian(v)],
+        [value, tf.convert_to_tensor(tape.gradient(value, b)), tf.convert_to_tensor(expected)],
+    )
+
+
 @each_dtype
 @pytest.mark.parametrize("squares", [True, False])
 @each_way

@@ -25,6 +25,8 @@ from support.tf_tensors import (
 
 N = 6
 PATTERN = sparse_pattern(530_281_946, N)
+TWICE = np.append(np.arange(PATTERN.nnz)[::-1], [0, 3])
+"""Entries in another order than a pattern's, two of them listed twice."""
 PLACE = np.arange(N)[:, None] - np.arange(N)
 
 
@@ -87,8 +89,8 @@ KINDS: dict[str, tuple[Callable[..., Tensors], Callable[..., Any], Callable[...,
     ),
     "update of a SparseTensor": (
         _sparse_update,
-        lambda v, U, V: LowRankUpdate(tf.SparseTensor(places(PATTERN)[::-1], v[::-1], [N, N]), U, V),
-        lambda v, U, V: scattered(v, places(PATTERN), N) + _outer(U, V),
+        lambda v, U, V: LowRankUpdate(tf.SparseTensor(places(PATTERN)[TWICE], tf.gather(v, TWICE), [N, N]), U, V),
+        lambda v, U, V: scattered(tf.gather(v, TWICE), places(PATTERN)[TWICE], N) + _outer(U, V),
     ),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
