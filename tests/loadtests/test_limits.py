@@ -104,10 +104,12 @@ def test_the_rate_is_measured_beside_its_target_with_a_profile_of_the_server():
 
     found = rate.measure(Asked(profile=True, ways=("http",), seconds=0.4))
     assert found.faults == []
-    (target,) = found.targets
+    target, processor = found.targets
     assert target.value == pytest.approx(found.data["http"]["per_second"])
     assert (target.bound, target.at_most) == (3000, False)
     assert 0 < found.data["http"]["server_seconds"] < 1
+    assert processor.value == pytest.approx(1e6 * found.data["http"]["server_seconds"])
+    assert (processor.bound, processor.at_most) == (pytest.approx(1e6 / 3000), True)
     # Each request is computed once, and so is its certificate.
     counted = [line for line in found.notes[-1].splitlines() if "(rest/handlers.py" in line and "compute" in line]
     assert [float(line.split()[1]) for line in counted] == [pytest.approx(1.0, abs=0.2)]
