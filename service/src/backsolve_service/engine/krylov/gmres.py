@@ -126,11 +126,13 @@ class _Arnoldi:
         m = self.steps
         triangle, rhs = self._triangle[:m, :m], np.array(self._rhs[:m], dtype=self._basis.dtype)
         pivots = np.abs(np.diag(triangle))
-        self.deficient = not pivots.min() > np.finfo(np.float64).eps * pivots.max()
+        # A pivot that should be zero has collected the rounding of every rotation.
+        least = 4 * m * np.finfo(np.float64).eps
+        self.deficient = not pivots.min() > least * pivots.max()
         if not (np.isfinite(triangle).all() and np.isfinite(rhs).all()):
             y = np.zeros_like(rhs)
         elif self.deficient:
-            y = np.linalg.lstsq(triangle, rhs, rcond=None)[0]
+            y = np.linalg.lstsq(triangle, rhs, rcond=least)[0]
         else:
             y = solve_triangular(triangle, rhs, check_finite=False)
         vectors = self._basis if self._directions is None else self._directions
