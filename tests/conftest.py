@@ -1,5 +1,6 @@
 """The ways in, for tests that must hold on each of them."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ from backsolve._transports.http import HttpTransport
 from backsolve._transports.shared import SharedMemory
 from support.awaiting import AwaitedClient
 from support.servers import ServerProcess
+
+# Programs that run once are not worth optimising: of the time of the tests of JAX half would be LLVM's. What XLA makes
+# of a program is the same. Read when JAX first computes something, in this process or one of its own.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 TRANSPORTS = ("embedded", "http", "grpc")
 """What every test of `client` runs on."""

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
 
@@ -59,6 +59,18 @@ def pair(values: Array, b: Array, name: str) -> None:
         return
     if values.devices() != b.devices():
         raise InvalidOptionError(f"{name} is on {_names(values)}, b on {_names(b)}: move one of them")
+
+
+def first_iterate(x0: Any, b: Array, name: str) -> Array:
+    """Where an iteration begins: of b's type, and without a gradient, since the answer does not depend on it.
+
+    Raises:
+        InvalidDtypeError: no array, of another element type, or complex where b is real.
+    """
+    start = lax.stop_gradient(array(x0, name))
+    if jnp.iscomplexobj(start) and not jnp.iscomplexobj(b):
+        raise InvalidDtypeError(f"{name} is {start.dtype}, b is {b.dtype}: begin at a real one, e.g. {name}.real")
+    return start.astype(b.dtype)
 
 
 def _names(array: Array) -> str:

@@ -20,7 +20,7 @@ from ..types import Array as HostArray
 from ..types import OnFailure
 from . import _fold, _words
 from ._asked import Asked
-from ._rules import varying_alike
+from ._rules import varying_alike, whole
 from .statistics import NAME_BYTES
 
 Kind = tuple[tuple[int, ...], Any]
@@ -71,7 +71,8 @@ def bind(
         x, the method, and the other fields of `Stats` in their order.
     """
     known = jnp.zeros(NAME_BYTES, np.uint8) if chosen is None else chosen
-    return bound(primitive, varying_alike(values, rhs, known, *(() if x0 is None else (x0,))), asked)
+    operands = whole(values, rhs, known, *(() if x0 is None else (x0,)))
+    return bound(primitive, varying_alike(*operands), asked)
 
 
 def bound(primitive: Primitive, operands: Sequence[Any], asked: Asked) -> list[Array]:
@@ -164,7 +165,7 @@ def _map(
 ) -> tuple[list[Array], list[int | None]]:
     """One request for the whole mapped dimension."""
     size = next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)
-    values, rhs, chosen, *x0 = operands
+    values, rhs, chosen, *x0 = whole(*operands)
     values_dim, rhs_dim, chosen_dim, *x0_dim = dims
     if chosen_dim is not None:
         # One request has one method.

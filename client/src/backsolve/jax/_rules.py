@@ -10,6 +10,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from .._adapter import rules
 from .._adapter.rules import Algebra
@@ -108,6 +109,23 @@ def varying_alike(*arrays: Array) -> tuple[Array, ...]:
     axes = [_varying(a) for a in arrays]
     together = frozenset[Any]().union(*axes)
     return tuple(_vary(a, tuple(together - own)) for a, own in zip(arrays, axes, strict=True))
+
+
+def whole(*arrays: Array) -> tuple[Array, ...]:
+    """Where the types of arrays say how they are spread over a mesh (axes of it are explicit), the same in one piece.
+
+    A request goes out from one place, and what comes back is typed so. JAX spreads the cotangents again.
+    """
+    return tuple(_whole(a) for a in arrays)
+
+
+def _whole(a: Array) -> Array:
+    sharding: Any = jax.typeof(a).sharding
+    if not any(sharding.spec):
+        return a
+    spread_over_nothing = PartitionSpec(*(None,) * a.ndim)  # type: ignore[no-untyped-call]
+    collected: Array = reshard(a, NamedSharding(sharding.mesh, spread_over_nothing))
+    return collected
 
 
 def _varying(a: Array) -> frozenset[Any]:

@@ -21,8 +21,8 @@ renew_after_fork(_memo, PatternMemo.forget_locks)
 def extract(A: BCOO | BCSR) -> tuple[Array, Pattern]:
     """Values of a sparse matrix on its canonical pattern.
 
-    Entries may be unsorted and duplicated; those of a BCOO that lie outside of the matrix, with which JAX fills up,
-    do not count. A gradient has A's own entries in A's own order: duplicates receive it in full, what is outside zero.
+    Entries may be unsorted and duplicated; those with which JAX fills up do not count: of a BCOO outside of the matrix,
+    of a BCSR behind its last row. A gradient has A's own entries in A's own order: duplicates receive it in full, what is outside zero.
 
     Args:
         A: `[n, n]`, or `[batch, n, n]` with `n_batch` 1 and the same indices in every matrix; no dense dimensions.
@@ -47,7 +47,8 @@ def extract(A: BCOO | BCSR) -> tuple[Array, Pattern]:
     # A batch of one may stand for all.
     data = jnp.broadcast_to(data, (*A.shape[: A.n_batch], data.shape[-1]))
     if isinstance(A, BCSR):
-        return _gathered(data, _memo.compressed(first, second[0], shape, by_column=False))
+        stored = int(first[-1]) if first.size else 0
+        return _gathered(data[..., :stored], _memo.compressed(first, second[0][:stored], shape, by_column=False))
     rows, columns = first[:, 0], first[:, 1]
     inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
     if not inside.all():

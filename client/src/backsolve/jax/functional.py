@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Unpack, overload
 
-from jax import Array, lax
+from jax import Array
 from jax.experimental.sparse import BCOO, BCSR
 
 from .._adapter.request import Observer
@@ -191,8 +191,7 @@ def _solve(values: Array, b: Any, x0: Any, asked: Asked, return_stats: bool, nam
         raise InvalidShapeError("b is sparse; pass a dense right-hand side, e.g. b.todense()")
     rhs = _inputs.array(b, "b")
     _inputs.pair(values, rhs, name)
-    # The answer does not depend on where the iteration began.
-    start = None if x0 is None else lax.stop_gradient(_inputs.array(x0, "x0")).astype(rhs.dtype)
+    start = None if x0 is None else _inputs.first_iterate(x0, rhs, "x0")
     batch = _inputs.batch(values, rhs, start, parameters(pattern), pattern.n, name)
     x, method, *rest = bind(batch.values, batch.rhs, batch.x0, None, asked)
     x = x.reshape(batch.shape)

@@ -26,6 +26,7 @@ from ..options import KINDS, check_names, make_options
 from ..pattern import DensePattern, Pattern
 from ..retry import UNSET
 from ..types import Options, Status, Trans
+from . import _inputs
 from ._asked import Asked, key_of
 from ._options import SolveOptions
 from ._primitive import bind
@@ -132,8 +133,8 @@ class Backsolve(lx.AbstractLinearSolver[_State]):  # type: ignore[misc]
             self.observe,
         )
         dtype = state.values.dtype
-        start = None if "y0" not in options else _flat(options["y0"]).astype(dtype)
         rhs = _flat(vector).astype(dtype)
+        start = _first_iterate(options["y0"], rhs, state.wanted) if "y0" in options else None
         x, _, status, iterations, residual, backward, *_ = bind(state.values, rhs, start, None, asked)
         result = lx.RESULTS.successful
         for each, meaning in _RESULTS.items():
@@ -217,6 +218,13 @@ def _vector(size: int, like: Array) -> jax.ShapeDtypeStruct:
 def _structure(tree: Any) -> Structure:
     leaves, kind = jax.tree.flatten(tree)
     return kind, tuple(leaves)
+
+
+def _first_iterate(y0: Any, rhs: Array, wanted: Structure) -> Array:
+    kind, leaves = wanted
+    if jax.tree.structure(y0) != kind or [jnp.shape(leaf) for leaf in jax.tree.leaves(y0)] != [e.shape for e in leaves]:
+        raise InvalidShapeError("y0 must be shaped like the solution, leaf by leaf: see the operator's in_structure()")
+    return _inputs.first_iterate(_flat(y0), rhs, "y0")
 
 
 def _flat(tree: Any) -> Array:

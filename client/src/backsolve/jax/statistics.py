@@ -60,13 +60,17 @@ class Stats:
 
     @property
     def worst(self) -> Status:
-        """The status of the worst system, as the certificate of a batch has it. Outside of `jit` only.
+        """The status of the worst system, as the certificate of a batch has it; OK of none. Outside of `jit` only.
 
         Raises:
             InvalidOptionError: inside `jit`, where there are no numbers yet: compare `status` there.
         """
         found = {Status(int(code)) for code in _numbers(self.status, "worst").reshape(-1)}
-        return max(found, key=lambda status: status.value if status is not Status.ILL_CONDITIONED else 1.5)
+        return max(
+            found,
+            key=lambda status: status.value if status is not Status.ILL_CONDITIONED else 1.5,
+            default=Status.OK,
+        )
 
     @property
     def statuses(self) -> list[Status]:

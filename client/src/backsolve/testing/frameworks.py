@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InvalidDtypeError, InvalidShapeError
-from ..types import Array
+from ..types import DTYPES, Array
 
 
 class Pipeline(ABC):
@@ -78,7 +78,7 @@ class NumpyPipeline(Pipeline):
 
 @final
 class TorchPipeline(Pipeline):
-    """Tensors of PyTorch; inputs that are not floating-point are handed on as they are."""
+    """Tensors of PyTorch."""
 
     name = "torch"
 
@@ -88,14 +88,14 @@ class TorchPipeline(Pipeline):
 
         if any(t.layout is not torch.strided for t in self.given):
             raise InvalidDtypeError("a sparse input cannot be moved entry by entry: let f take its values")
-        return [np.array(t.detach().numpy(force=True)) for t in self.given]
+        return [np.array(_of_torch(t)) for t in self.given]
 
     def outputs(self, arrays: Sequence[Array]) -> list[Array]:
         """The function's tensors."""
         import torch  # noqa: PLC0415
 
         with torch.no_grad():
-            return [t.detach().numpy(force=True) for t in _several(self.f(*self._tensors(arrays)))]
+            return [_of_torch(t) for t in _answers(self.f(*self._tensors(arrays)))]
 
     def gradients(self, arrays: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
         """By `torch.autograd.grad`."""
@@ -128,6 +128,15 @@ class TorchPipeline(Pipeline):
         return [torch.tensor(a).to(t) for a, t in zip(arrays, self.given, strict=True)]
 
 
+def _of_torch(tensor: Any) -> Array:
+    import torch  # noqa: PLC0415
+
+    if tensor.dtype == torch.bfloat16:
+        raise InvalidDtypeError("NumPy has no bfloat16: check the pipeline in float32 or float64")
+    found: Array = tensor.detach().resolve_conj().numpy(force=True)
+    return found
+
+
 @final
 class JaxPipeline(Pipeline):
     """Arrays of JAX."""
@@ -136,11 +145,13 @@ class JaxPipeline(Pipeline):
 
     def arrays(self) -> list[Array]:
         """The inputs."""
+        if any(not hasattr(a, "at") for a in self.given):
+            raise InvalidDtypeError("a sparse input cannot be moved entry by entry: let f take its data")
         return [np.array(a) for a in self.given]
 
     def outputs(self, arrays: Sequence[Array]) -> list[Array]:
         """The function's arrays."""
-        return [np.asarray(a) for a in _several(self.f(*self._arrays(arrays)))]
+        return [np.asarray(a) for a in _answers(self.f(*self._arrays(arrays)))]
 
     def gradients(self, arrays: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
         """By `jax.vjp`, whose conjugate convention is taken out."""
@@ -179,7 +190,7 @@ class TensorflowPipeline(Pipeline):
         """The function's tensors."""
         import tensorflow as tf  # noqa: PLC0415  (its tensors came in)
 
-        return [t.numpy() for t in _several(self.f(*(tf.constant(a) for a in arrays)))]
+        return [t.numpy() for t in _answers(self.f(*(tf.constant(a) for a in arrays)))]
 
     def gradients(self, arrays: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
         """By a `tf.GradientTape`."""
@@ -227,9 +238,26 @@ def pipeline(f: Callable[..., Any], inputs: Any) -> Pipeline:
         raise InvalidDtypeError(f"the inputs are of several frameworks, {sorted(k.name for k in kinds)}: use one")
     made = kinds.pop()(f, several)
     for number, array in enumerate(made.arrays()):
-        if array.dtype.kind not in "fc":
-            raise InvalidDtypeError(f"input {number} is {array.dtype}: only floating-point numbers have gradients")
+        if array.dtype not in DTYPES:
+            raise InvalidDtypeError(
+                f"input {number} is {array.dtype}: only floating-point numbers have gradients, and they are checked in "
+                "float32, float64, complex64 and complex128"
+            )
     return made
+
+
+def checked(outputs: Sequence[Array]) -> list[Array]:
+    """Outputs that can be checked; integers may be among them, which do not move.
+
+    Raises:
+        InvalidDtypeError: half precision, or another that differences cannot be taken in.
+    """
+    for number, array in enumerate(outputs):
+        if array.dtype not in DTYPES and array.dtype.kind not in "biu":
+            raise InvalidDtypeError(
+                f"output {number} is {array.dtype}: gradients are checked in float32, float64, complex64 and complex128"
+            )
+    return list(outputs)
 
 
 def _kind(value: Any) -> type[Pipeline]:
@@ -238,6 +266,21 @@ def _kind(value: Any) -> type[Pipeline]:
         if kind is not None:
             return kind
     return NumpyPipeline
+
+
+def _answers(value: Any) -> tuple[Any, ...]:
+    """What f returned.
+
+    Raises:
+        InvalidShapeError: something that is no tensor.
+    """
+    several = _several(value)
+    for each in several:
+        if not hasattr(each, "dtype") or not hasattr(each, "shape"):
+            raise InvalidShapeError(
+                f"f returned {type(each).__name__}; it must return a tensor of the inputs' framework, or a tuple of them"
+            )
+    return several
 
 
 def _several(value: Any) -> tuple[Any, ...]:

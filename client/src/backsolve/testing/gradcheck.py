@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InvalidOptionError
 from ..types import Array
-from .frameworks import Pipeline, pipeline
+from .frameworks import Pipeline, checked, pipeline
 from .hints import hints
 from .report import Entry, GradcheckError, GradcheckReport, Index
 
@@ -100,7 +100,7 @@ class _Check:
     ) -> None:
         self.pipeline, self.atol, self.rng, self.evaluations = given, atol, rng, 1
         self.arrays = given.arrays()
-        outputs = given.outputs(self.arrays)
+        outputs = checked(given.outputs(self.arrays))
         self.cotangents = [_random(o.shape, o.dtype, rng) for o in outputs]
         if given.name == "numpy":
             self.cotangents = [np.ones_like(o) for o in outputs]
