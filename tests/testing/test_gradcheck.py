@@ -231,6 +231,15 @@ def test_what_cannot_be_checked_is_refused() -> None:
         gradcheck(lambda a, b: a, (x, torch.ones(3)))
     with pytest.raises(InvalidDtypeError, match="input 1 is int64"):
         gradcheck(lambda a, b: a, (torch.ones(3), torch.arange(3)))
+    for half in (torch.float16, torch.bfloat16):
+        with pytest.raises(InvalidDtypeError, match="float64"):
+            gradcheck(lambda a: a, torch.ones(3, dtype=half))
+        with pytest.raises(InvalidDtypeError, match="float64"):
+            gradcheck(lambda a, half=half: a.to(half), torch.ones(3))
+    with pytest.raises(InvalidShapeError, match="f returned dict"):
+        gradcheck(lambda a: {"a": a}, torch.ones(3))
+    with pytest.raises(InvalidDtypeError, match="complex128"):
+        gradcheck(lambda a: (a.sum(), a), x.astype("longdouble"))
     with pytest.raises(InvalidDtypeError, match="sparse"):
         gradcheck(lambda a: a, torch.eye(3).to_sparse())
     with pytest.raises(InvalidShapeError, match=r"\(value, gradient\)"):

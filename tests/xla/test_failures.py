@@ -251,6 +251,11 @@ def test_statistics_count_iterations_and_keep_the_batch(embedded: Client) -> Non
     assert (mapped.iterations == stats.iterations).all()
 
 
+def test_the_worst_of_no_systems(embedded: Client) -> None:
+    _, stats = solve(jnp.zeros((0, 3, 3)), jnp.zeros((0, 3)), client=embedded, return_stats=True)
+    assert (stats.worst, stats.statuses) == (Status.OK, [])
+
+
 def test_statistics_steer_a_compiled_program(embedded: Client) -> None:
     """The status chooses what is done next; gradients go through x, not through the statistics."""
 
@@ -284,6 +289,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "too long": (lambda: solve(jnp.eye(2), jnp.ones(3)), InvalidShapeError, r"\(2,\) for vectors"),
     "no batch": (lambda: solve(jnp.stack([jnp.eye(2)] * 3), jnp.ones(2)), InvalidShapeError, r"\(3, 2\)"),
     "x0 of another shape": (lambda: solve(jnp.eye(2), jnp.ones(2), x0=jnp.ones(3)), InvalidShapeError, "x0"),
+    "a complex x0": (lambda: solve(jnp.eye(2), jnp.ones(2), x0=jnp.ones(2) * 1j), InvalidDtypeError, "x0.real"),
     "no pattern": (lambda: spsolve(jnp.ones(2), np.eye(2), jnp.ones(2)), InvalidPatternError, "Pattern"),
     "too few values": (lambda: spsolve(jnp.ones(3), PATTERN, _b()), InvalidShapeError, "pattern needs"),
     "sparse values": (

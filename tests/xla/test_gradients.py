@@ -167,6 +167,18 @@ def test_bcsr_and_its_second_derivative(embedded: Client) -> None:
     close(jax.jit(jax.grad(ours))(stored.data), jax.jit(jax.grad(truth))(stored.data))
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_bcsr_that_jax_has_filled_up(batch: tuple[int, ...], embedded: Client) -> None:
+    """`BCSR.fromdense(A, nse=...)` stores more than there is, behind the last row."""
+    full, b = scattered(values_on(PATTERN, 361_820_947, batch), PATTERN), rhs(70_915_348, (*batch, 6))
+    stored = sparse.BCSR.fromdense(full, nse=PATTERN.nnz + 4, n_batch=len(batch))
+    close(solve(stored, b, client=embedded), reference(full, b))
+    ours = sparse.grad(lambda m: scalar(solve(m, b, client=embedded)))(stored)
+    truth = jax.jit(jax.grad(lambda a: scalar(reference(a, b))))(full)
+    close(ours.data[..., : PATTERN.nnz], truth[..., PATTERN.rows, PATTERN.indices])
+    assert not ours.data[..., PATTERN.nnz :].any()
+
+
 @pytest.mark.parametrize("layout", [sparse.BCOO, sparse.BCSR])
 def test_a_sparse_batch_on_one_pattern(layout: Any, embedded: Client) -> None:
     full = scattered(values_on(PATTERN, 837_250_164, (3,)), PATTERN)

@@ -16,7 +16,13 @@ from jax.test_util import check_grads
 
 import backsolve.jax as bj
 from backsolve import Client, Status
-from backsolve.errors import IllConditionedWarning, InvalidOptionError, InvalidPatternError, InvalidShapeError
+from backsolve.errors import (
+    IllConditionedWarning,
+    InvalidDtypeError,
+    InvalidOptionError,
+    InvalidPatternError,
+    InvalidShapeError,
+)
 from backsolve.jax.lineax import Backsolve, SparseLinearOperator
 from support.jaxes import close, counted, dense, rhs, scalar, scattered, sparse_pattern, tolerance, values_on
 
@@ -190,6 +196,9 @@ def test_what_is_refused(embedded: Client) -> None:
         lx.linear_solve(lx.MatrixLinearOperator(jnp.ones((3, 2))), jnp.ones(3), Backsolve(client=embedded))
     with pytest.raises(InvalidOptionError, match="preconditioner"):
         solved(lx.MatrixLinearOperator(jnp.eye(2)), jnp.ones(2), Backsolve(), options={"preconditioner": None})
+    for start, error in ((jnp.ones(3), InvalidShapeError), (jnp.ones(2) * 1j, InvalidDtypeError)):
+        with pytest.raises(error, match="y0"):
+            solved(lx.MatrixLinearOperator(jnp.eye(2)), jnp.ones(2), Backsolve(), options={"y0": start})
     with pytest.raises(InvalidPatternError):
         SparseLinearOperator(values, np.eye(6))  # type: ignore[arg-type]
     with pytest.raises(InvalidShapeError):

@@ -96,6 +96,14 @@ def test_what_is_refused() -> None:
     x = jnp.ones(3)
     with pytest.raises(InvalidShapeError, match="real scalar"):
         bj.hvp(lambda x: x, x, x)
+    with pytest.raises(InvalidShapeError, match="not tuple"):
+        bj.hvp(lambda x: (jnp.sum(x), x), x, x)
+    with pytest.raises(InvalidDtypeError, match="not int"):
+        bj.hvp(lambda x: jnp.sum(x).astype(int), x, x)
+    with pytest.raises(InvalidDtypeError, match="must return a real"):
+        bj.gnvp(lambda x: x, lambda r: jnp.sum(r) + 0j, x, x)
+    with pytest.raises(InvalidDtypeError, match="the model must return"):
+        bj.gnvp(lambda x: x.astype(int), None, x, x)
     with pytest.raises(InvalidShapeError, match="shape"):
         bj.hvp(jnp.sum, x, x[:2])
     with pytest.raises(InvalidShapeError, match="tree"):

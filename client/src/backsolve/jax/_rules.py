@@ -124,7 +124,7 @@ def _whole(a: Array) -> Array:
     if not any(sharding.spec):
         return a
     spread_over_nothing = PartitionSpec(*(None,) * a.ndim)  # type: ignore[no-untyped-call]
-    collected: Array = reshard(a, NamedSharding(sharding.mesh, spread_over_nothing))
+    collected: Array = reshard(a, NamedSharding(sharding.mesh, spread_over_nothing))  # type: ignore[no-untyped-call]
     return collected
 
 

@@ -22,7 +22,8 @@ def extract(A: BCOO | BCSR) -> tuple[Array, Pattern]:
     """Values of a sparse matrix on its canonical pattern.
 
     Entries may be unsorted and duplicated; those with which JAX fills up do not count: of a BCOO outside of the matrix,
-    of a BCSR behind its last row. A gradient has A's own entries in A's own order: duplicates receive it in full, what is outside zero.
+    of a BCSR behind its last row. A gradient has A's own entries in A's own order: duplicates receive it in full,
+    what does not count zero.
 
     Args:
         A: `[n, n]`, or `[batch, n, n]` with `n_batch` 1 and the same indices in every matrix; no dense dimensions.

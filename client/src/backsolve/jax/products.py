@@ -115,6 +115,7 @@ def gnvp(
     """
     points, along = _several(inputs), _alike(v, inputs)
     residual, push = jax.linearize(model, *points)
+    _inexact(residual, "the model must return")
     pull = jax.linear_transpose(push, *along)
     # In a tuple of one: what the model returns may be a tuple itself.
     value, (curved,) = hvp(_half_square if loss is None else loss, (residual,), (push(*along),))
@@ -175,9 +176,15 @@ def _several(inputs: Inputs) -> tuple[Any, ...]:
     leaves = jax.tree.leaves(several)
     if not leaves:
         raise InvalidShapeError("inputs is empty: there is nothing to differentiate with respect to")
-    if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
-        raise InvalidDtypeError("inputs must be arrays of floating-point numbers")
+    _inexact(several, "inputs must be")
     return jax.tree.map(jnp.asarray, several)  # type: ignore[no-any-return]
+
+
+def _inexact(tree: Any, what: str) -> None:
+    for leaf in jax.tree.leaves(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise InvalidDtypeError(f"{what} arrays of floating-point numbers, and {dtype} is among them")
 
 
 def _alike(v: Inputs, inputs: Inputs) -> tuple[Any, ...]:
@@ -193,5 +200,12 @@ def _alike(v: Inputs, inputs: Inputs) -> tuple[Any, ...]:
 
 
 def _scalar(value: Any, name: str) -> None:
-    if jnp.shape(value) != () or jnp.iscomplexobj(value):
-        raise InvalidShapeError(f"{name} must be a real scalar, it has shape {jnp.shape(value)}")
+    if not jax.tree_util.all_leaves([value]):
+        raise InvalidShapeError(f"{name} must return a real scalar, not {type(value).__name__}: leave the rest out")
+    if jnp.shape(value) != ():
+        raise InvalidShapeError(f"{name} must return a real scalar, not shape {jnp.shape(value)}: sum or weigh it")
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise InvalidDtypeError(
+            f"{name} must return a real floating-point number, not {jnp.result_type(value)}: of complex ones take the "
+            "real part or the square of the modulus; integers have no derivative"
+        )

@@ -278,7 +278,7 @@ def _answers(value: Any) -> tuple[Any, ...]:
     for each in several:
         if not hasattr(each, "dtype") or not hasattr(each, "shape"):
             raise InvalidShapeError(
-                f"f returned {type(each).__name__}; it must return a tensor of the inputs' framework, or a tuple of them"
+                f"f returned {type(each).__name__}: it must return a tensor of the inputs' framework, or several"
             )
     return several
 
