@@ -23,7 +23,7 @@ from backsolve.errors import (
     InvalidPatternError,
     InvalidShapeError,
 )
-from backsolve.jax.lineax import Backsolve, SparseLinearOperator
+from backsolve.jax.lineax import _RESULTS, Backsolve, SparseLinearOperator
 from support.jaxes import close, counted, dense, rhs, scalar, scattered, sparse_pattern, tolerance, values_on
 
 PATTERN = sparse_pattern(428_159_736)
@@ -175,6 +175,10 @@ def test_results_and_statistics(embedded: Client) -> None:
     missing = lx.linear_solve(lx.MatrixLinearOperator(a), b.at[1].set(jnp.nan), Backsolve(client=embedded), throw=False)
     assert missing.result == lx.RESULTS.nonfinite_input
     assert missing.value.dtype == a.dtype
+
+
+def test_every_status_without_an_answer_is_a_failure_to_lineax() -> None:
+    assert {Status.OK, Status.ILL_CONDITIONED} | _RESULTS.keys() == set(Status)
 
 
 def test_an_ill_conditioned_answer_is_one(embedded: Client) -> None:
