@@ -83,6 +83,22 @@ def test_no_answer_of_a_singular_matrix_counts_as_good(method, layout, trans):
     assert seen >= 10
 
 
+def test_equal_rows_are_seen_wherever_they_stand():
+    rng = np.random.default_rng(915_300_462)
+    seen = 0
+    for i in range(9):
+        for j in range(i):
+            a = rng.standard_normal((9, 9))
+            a[i] = a[j]
+            try:
+                bound = lower_bound(made("superlu", "csr", a))
+            except SingularMatrixError:
+                continue
+            seen += 1
+            assert bound >= 0.01 / np.finfo(float).eps, (i, j)
+    assert seen >= 10
+
+
 @pytest.mark.parametrize("method", ["banded", "superlu"])
 def test_a_large_mesh_in_single_precision_is_no_singular_matrix(method):
     n = 2000

@@ -67,7 +67,8 @@ def estimate(factor: Factor) -> Conditioning | None:
 
 
 _LARGEST = 1.5
-"""Entries of the probe are this or a third of it: near 1, so that constants are seen, yet of no regular shape."""
+"""Entries of the probe are between a third of this and this: near 1, so that constants are seen, yet of no regular
+shape, and no two alike, since of equal rows with equal entries it would see nothing."""
 
 _probed: "WeakKeyDictionary[Factor, float]" = WeakKeyDictionary()
 
@@ -104,8 +105,7 @@ def _probe(factor: Factor) -> float:
     operand = factor.operand
     with np.errstate(all="ignore"):
         sums = operand.row_sums
-        signs = np.arange(operand.n, dtype=np.uint64) * _SCRAMBLE >> np.uint64(63)
-        given = (sums * np.where(signs, _LARGEST, _LARGEST / 3)).astype(operand.dtype)[:, None]
+        given = (sums * _entries(operand.n)).astype(operand.dtype)[:, None]
         if not np.isfinite(given).all():
             return 0.0  # sums out of range say nothing of the matrix
         answer = np.abs(_solved(factor, given, "N"))
@@ -122,8 +122,15 @@ _DOUBTFUL = 1e-4
 """Part of 1/ε from which the first probe is not enough: it has missed singular matrices by as much."""
 
 
-_SCRAMBLE = np.uint64(0x9E3779B97F4A7C15)
-"""Odd and of no pattern: the top bits of its multiples look random, at a hundredth of a generator's price."""
+def _entries(n: int) -> Array:
+    """`[n]` entries of the probe, the same each time.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA (2014), one round of it.
+    """
+    bits = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    return _LARGEST / 3 * (1 + (bits >> np.uint64(32)) * 2.0**-31)
 
 
 def _solved(factor: Factor, v: Array, trans: Trans) -> Array:
