@@ -106,6 +106,21 @@ def test_what_does_not_enter_has_a_product_of_zeros(embedded: Client) -> None:
     close(of_b, tf.zeros_like(b))
 
 
+@each_way
+def test_a_cotangent_of_zeros_gives_zeros_and_is_not_sent(embedded: Client, graph: bool) -> None:
+    def of_nothing(A: Any, b: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([A, b])
+            value = tf.reduce_sum(0 * _solution(embedded)(A, b))
+        return tape.gradient(value, [A, b])
+
+    A, b = _fresh(), numbers(940_115_276, (N,))
+    with _spent(embedded) as spent:
+        found = (tf.function(of_nothing) if graph else of_nothing)(A, b)
+    assert spent == [1, 1]
+    close(found, [tf.zeros_like(A), tf.zeros_like(b)])
+
+
 def test_gradients_that_come_as_slices(embedded: Client) -> None:
     """The gradient of `tf.gather` is no tensor, and neither is the derivative of that."""
     b = numbers(61_203_498, (N,))
