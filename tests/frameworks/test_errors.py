@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backsolve import Client
-from backsolve.errors import BacksolveError, NotConvergedError, SingularMatrixError
+from backsolve.errors import BacksolveError, InvalidDtypeError, NotConvergedError, SingularMatrixError
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import SINGLE, Case
 
@@ -53,6 +53,14 @@ def test_a_method_that_the_matrix_is_not_fit_for(framework: Adapter, compiled: b
     kind: Any = Exception if compiled else BacksolveError
     with pytest.raises(kind, match="diagonal"):
         np.asarray(f(framework.array(case.values), framework.array(case.b)))
+
+
+@each_kind
+def test_a_complex_first_iterate_of_a_real_solve(framework: Adapter, case: Case, embedded: Client) -> None:
+    start = framework.array(case.b + 1j)
+    f = framework.solve(case, embedded, method="gmres", x0=start)
+    with pytest.raises(InvalidDtypeError, match=r"x0 is .*complex128.*begin at a real one"):
+        f(framework.array(case.values), framework.array(case.b))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

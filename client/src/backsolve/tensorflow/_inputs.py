@@ -60,6 +60,18 @@ def pair(values: Tensor, b: Tensor, name: str) -> None:
             )
 
 
+def first_iterate(x0: Any, b: Tensor) -> Tensor:
+    """Where an iteration begins: of b's type.
+
+    Raises:
+        InvalidDtypeError: no tensor, of another element type, or complex where b is real.
+    """
+    start = tensor(x0, "x0")
+    if start.dtype.is_complex and not b.dtype.is_complex:
+        raise InvalidDtypeError(f"x0 is {start.dtype.name}, b is {b.dtype.name}: begin at a real one, tf.math.real(x0)")
+    return tf.cast(start, b.dtype)
+
+
 def sparse(A: tf.SparseTensor) -> Where:
     """Where the entries of a sparse matrix are.
 

@@ -221,7 +221,7 @@ def _solve(
     entries, m, n = _inputs.sizes(asked, where, values)
     if m is not None and n is not None and m != n:
         raise InvalidShapeError(f"A must be square, its shape is {(m, n)}; use lstsq for other shapes")
-    start = None if x0 is None else tf.cast(_inputs.tensor(x0, "x0"), rhs.dtype)
+    start = None if x0 is None else _inputs.first_iterate(x0, rhs)
     rhs = _inputs.fitting(values, rhs, start, entries, m if n is None else n, asked.name)
     _inputs.refuse_statistics(return_stats)
     return told(solved(asked, where, values, rhs, start, None), return_stats)

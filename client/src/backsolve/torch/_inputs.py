@@ -71,6 +71,18 @@ def pair(values: Tensor, b: Tensor, name: str) -> None:
         raise InvalidOptionError(f"{name} is on {values.device}, b on {b.device}: move one of them")
 
 
+def first_iterate(x0: object, b: Tensor) -> Tensor:
+    """Where an iteration begins: of b's type and device, and detached, since the answer does not depend on it.
+
+    Raises:
+        InvalidDtypeError: no tensor, of another element type, or complex where b is real.
+    """
+    start = tensor(x0, "x0").detach()
+    if start.is_complex() and not b.is_complex():
+        raise InvalidDtypeError(f"x0 is {start.dtype}, b is {b.dtype}: begin at a real one, e.g. x0.real")
+    return start.to(b)
+
+
 def packed(A: Tensor) -> Tensor:
     """The lower triangles of `[*batch, n, n]`, each row as far as the diagonal, as storage "lower" has them."""
     rows, columns = torch.tril_indices(A.shape[-2], A.shape[-1], device=A.device)

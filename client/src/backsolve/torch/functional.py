@@ -210,8 +210,7 @@ def _solve(
 ) -> Tensor | tuple[Tensor, Certificate]:
     check_choice(on_failure)
     check_square(pattern)
-    # Detached: the answer does not depend on where the iteration began.
-    start = None if x0 is None else _inputs.tensor(x0, "x0").detach().to(b)
+    start = None if x0 is None else _inputs.first_iterate(x0, b)
     batch = _inputs.batch(values, b, start, parameters(pattern), pattern.n, name)
     if torch.compiler.is_compiling():
         if return_stats or observe is not None:
