@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backsolve import Client
-from backsolve.errors import InvalidInputError, InvalidOptionError
+from backsolve.errors import InvalidDtypeError, InvalidInputError, InvalidOptionError
 from backsolve.matrix import Matrix
 from backsolve.options import make_options
 from backsolve.pattern import DensePattern
@@ -109,3 +109,10 @@ def test_a_first_iterate_that_is_not_used_has_one_error(three: tuple[Client, ...
         told.append((str(caught.value), caught.value.details))
     assert told[0] == told[1] == told[2]
     assert told[0][1] == {"option": "x0", "method": "lu"}
+
+
+def test_a_complex_first_iterate_of_a_real_system_has_one_error(three: tuple[Client, ...]) -> None:
+    m = Matrix(DensePattern((9, 9)), dense(9))
+    for client in three:
+        with pytest.raises(InvalidDtypeError, match="x0 is complex128, b is float64"):
+            client.solve_matrix(m, B, make_options(method="gmres"), x0=B + 1j)

@@ -96,6 +96,20 @@ def test_mapped_values_are_one_batch(embedded: Client, wrap: str) -> None:
     close(action(values), truth(values))
 
 
+def test_a_map_of_hessians_under_jit(embedded: Client) -> None:
+    """All tangents of all right-hand sides travel together: four requests, as for one product."""
+    values, b = _fresh(), rhs(845_027_163, (3, 12))
+
+    def loss(solution: Any) -> Any:
+        return lambda v, b: scalar(solution(v, b))
+
+    ours = jax.jit(jax.vmap(jax.hessian(loss(lambda v, b: spsolve(v, PATTERN, b, client=embedded)), 1), (None, 0)))
+    found: list[Array] = []
+    assert counted(embedded, lambda: found.append(ours(values, b))) == _cost(1, 1, 2, 1)
+    truth = jax.vmap(jax.hessian(loss(lambda v, b: reference(scattered(v, PATTERN), b)), 1), (None, 0))
+    close(found[0], truth(values, b))
+
+
 def test_maps_of_maps(embedded: Client) -> None:
     """Values mapped outside, right-hand sides inside: a batch of blocks, one request for each derivative."""
     values, b = _fresh((3,)), rhs(607_219_483, (4, 12))

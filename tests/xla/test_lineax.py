@@ -54,6 +54,18 @@ def test_both_orders_in_both_modes(embedded: Client) -> None:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
+def test_the_conjugate_of_a_state_solves_with_the_conjugate(sparse: bool, embedded: Client) -> None:
+    dtype = "complex128"
+    values, b = values_on(PATTERN, 903_316_248, dtype=dtype), rhs(271_450_886, (6,), dtype)
+    a = dense(517_203_948, dtype=dtype)
+    operator = SparseLinearOperator(values, PATTERN) if sparse else lx.MatrixLinearOperator(a)
+    solver = Backsolve(client=embedded)
+    state, options = solver.conj(solver.init(operator, {}), {})
+    x, _, _ = solver.compute(state, b, options)
+    close(x, jnp.linalg.solve(operator.as_matrix().conj(), b))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
 def test_a_gradient_costs_two_solves_and_one_factor(sparse: bool, embedded: Client) -> None:
     values, b = values_on(PATTERN, 32_908_164), rhs(650_271_943, (6,))
 

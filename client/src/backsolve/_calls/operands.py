@@ -88,9 +88,12 @@ def alike(array: Array | None, rhs: Array, what: str) -> Array | None:
 
     Raises:
         InvalidShapeError: it is not shaped like `rhs`.
+        InvalidDtypeError: it is complex and `rhs` is not.
     """
     if array is None:
         return None
+    if array.dtype.kind == "c" != rhs.dtype.kind:
+        raise InvalidDtypeError(f"{what} is {array.dtype}, b is {rhs.dtype}: give real numbers, e.g. {what}.real")
     if array.shape != rhs.shape:
         raise InvalidShapeError(f"{what} has shape {array.shape}, it must be shaped like b, {rhs.shape}")
     return np.ascontiguousarray(array, dtype=rhs.dtype)
