@@ -58,7 +58,7 @@ def test_dependent_columns_go_to_lsmr_which_says_so(embedded: Client):
     np.testing.assert_allclose(got.x, np.linalg.lstsq(a, b)[0], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{"maxiter": 500}, {"rcond": 1e-9}])
+@pytest.mark.parametrize("options", [{"maxiter": 500}, {"rcond": 1e-9}, {"rtol": 1e-14}])
 def test_what_only_lsmr_uses_asks_for_it(embedded: Client, options):
     a = differences(8)
     got = embedded.lstsq(a, np.ones(a.shape[0]), **options)

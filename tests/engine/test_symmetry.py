@@ -103,3 +103,15 @@ def test_such_a_matrix_is_solved_and_the_answer_says_so(embedded: Client, method
     if method != "auto":
         with pytest.raises((NotPositiveDefiniteError, InvalidOptionError), match="not"):
             embedded.solve(FORMS[form](a), np.arange(60.0), method=method)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("preconditioner", ["ic", "chebyshev", "low_rank", "ssor"])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_its_preconditioner_goes_by_its_own_rounding(embedded: Client, dtype, preconditioner, form):
+    a = product(dtype, n=60) + np.eye(60, dtype=dtype)
+    assert mirrored(FORMS[form](a)) == "rounded"
+    b = numbers((60,), dtype, 903_847_115)
+    got = embedded.solve(FORMS[form](a), b, method="cg", preconditioner=preconditioner)
+    assert got.status is Status.OK
+    np.testing.assert_allclose(got.x, np.linalg.solve(a.astype("complex128"), b), rtol=0, atol=1e-3)

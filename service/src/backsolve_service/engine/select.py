@@ -23,6 +23,7 @@ from .options import AUTO, LEAST_SQUARES, check_used, given, preconditioner_spec
 from .precond.parameters import split
 from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, least_squares, methods, preconditioners
 from .structure import Structure
+from .tolerance import direct_backward_error
 
 
 @final
@@ -133,6 +134,8 @@ def _least_squares(structure: Structure, options: Options, names: tuple[str, ...
     full = structure.facts.m >= structure.facts.n or bool(options.damp)
     if structure.dense or structure.batch or not full or not _uses("lstsq_superlu", names) or not _local(structure):
         return found
+    if options.rtol is not None and options.rtol < direct_backward_error(np.dtype(np.float64)):
+        return replace(found, reason="least squares, to a tolerance that LU may miss: LSMR")
     reason = "least squares, sparse, with little fill: LU of the augmented system"
     direct = _choice(structure, "lstsq_superlu", options, device, reason)
     behind = replace(found, reason="least squares, where LU would fill in or columns are dependent: LSMR")

@@ -61,6 +61,20 @@ def is_hermitian(a: Any, *, conjugate: bool = True) -> bool:
     return mirrored(a, conjugate=conjugate) is not None
 
 
+def wide_system(operand: Operand, index: int) -> Any:
+    """One system in double precision, for a preconditioner to be made of.
+
+    Where it is Hermitian but for the rounding of a narrower type this is its Hermitian part: whoever looks at it next
+    goes by the rounding of double.
+    """
+    a = operand.wide[index]
+    if operand.dtype == operand.wide_dtype or mirrored(operand.systems[index]) != "rounded":
+        return a
+    if isinstance(a, np.ndarray):
+        return (a + a.conj().T) / 2
+    return csr_array((a + a.conj().T.tocsr()) / 2)
+
+
 def hermitian_systems(operand: Operand, *, conjugate: bool = True) -> Array:
     """`is_hermitian` of each system: many small ones at once."""
     count = 1 if operand.batch is None else operand.batch

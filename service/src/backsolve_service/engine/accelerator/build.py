@@ -8,6 +8,7 @@ from ..precond.chebyshev import Chebyshev
 from ..precond.hierarchy import hierarchy
 from ..precond.parameters import resolve, split
 from ..registry import PRECONDITIONERS, precondition
+from ..symmetry import wide_system
 from .multigrid import DeviceMultigrid
 from .place import upload
 from .polynomial import DeviceChebyshev
@@ -25,7 +26,7 @@ def build(spelled: str, operand: Operand, index: int, device: str) -> DevicePrec
         InvalidOptionError: not with these parameters.
     """
     name, given = split(spelled)
-    a = operand.wide[index]
+    a = wide_system(operand, index)
     if name == "none":
         return DeviceIdentity()
     if name == "amg":

@@ -21,7 +21,7 @@ from ..precond.base import Preconditioner
 from ..registry import NO_PRECONDITIONER, precondition
 from ..scaling import exponents, magnitude, shift
 from ..structure import diagonal
-from ..symmetry import is_hermitian
+from ..symmetry import is_hermitian, wide_system
 from ..tolerance import ITERATIONS_PER_ROW, SINGLE_EPS, epsilon, iterative_rtol
 from .basis import BASES, RESTART, basis_bytes, columns_at_once, groups
 from .first import useful
@@ -86,7 +86,7 @@ class KrylovSolver(Solver):
             if statuses[index] is Status.OK:
                 try:
                     self._admit(a)
-                    m = precondition(spec.preconditioner or NO_PRECONDITIONER, operand.wide[index])
+                    m = precondition(spec.preconditioner or NO_PRECONDITIONER, wide_system(operand, index))
                 except BacksolveError as error:
                     statuses[index] = record(operand, error)
             built.append(m)
