@@ -26,11 +26,12 @@ ENVIRONMENT: Final = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def parts(tests: Path) -> list[tuple[str, list[str]]]:
-    """Name and paths of each part, longest first: every folder that has tests, and the files beside the folders."""
+    """Name and paths of each part, longest first: every folder that has tests, and the files beside them."""
     folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
-    ordered = [name for name in LONG if name in folders] + sorted(folders - set(LONG))
+    long, short = [name for name in LONG if name in folders], sorted(folders - set(LONG))
     files = sorted(str(path) for path in tests.glob("test_*.py"))
-    return [(name, [str(tests / name)]) for name in ordered] + ([("files", files)] if files else [])
+    beside = [("files", files)] if files else []
+    return [(name, [str(tests / name)]) for name in long] + beside + [(name, [str(tests / name)]) for name in short]
 
 
 def run(name: str, paths: Sequence[str]) -> tuple[str, int, float, str]:
