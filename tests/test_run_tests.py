@@ -27,7 +27,7 @@ def test_what_is_started_first_exists():
 def small(tmp_path):
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "test_it.py").write_text("def test_it():\n    assert True\n")
+        (tmp_path / folder / "test_it.py").write_text("def test_it():\n    assert sorted([2, 1]) == [1, 2]\n")
     return tmp_path
 
 
