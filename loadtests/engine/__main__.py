@@ -69,6 +69,8 @@ def _large(rounds: int, patience: float) -> Iterator[Row]:
 def _drifting(rounds: int, patience: float) -> Iterator[Row]:
     del patience
     yield from cases.drifting(grid((30, 30, 30)), 4 * rounds, 2.0)
+    yield from cases.drifting(grid((30, 30, 30)), 4 * rounds, 2.0, precision="mixed")
+    yield from cases.drifting(grid((30, 30, 30)), 4 * rounds, 2.0, method="superlu")
 
 
 CASES: dict[str, Callable[[int, float], Iterator[Row]]] = {

@@ -89,11 +89,14 @@ def first_sight(problem: Problem, rounds: int, targets: tuple[float, float]) -> 
     yield from _rows("first sight", problem, seconds, rounds, targets)
 
 
-def drifting(problem: Problem, steps: int, target: float) -> Iterator[Row]:
-    """A sequence of slowly changing values: the stale factor as preconditioner against a fresh one each step."""
+def drifting(problem: Problem, steps: int, target: float, **options: Any) -> Iterator[Row]:
+    """A sequence of slowly changing values: the stale factor as preconditioner against a fresh one each step.
+
+    Both users have the same options beside, so that both have the same method factorize.
+    """
     rng = np.random.default_rng(982_116_405)
     weights = np.exp(0.5 * rng.standard_normal(problem.edges))
-    reusing, fresh = Caller(reuse="precondition"), Caller()
+    reusing, fresh = Caller(reuse="precondition", **options), Caller(**options)
     seconds: dict[str, list[float]] = {"reuse": [], "fresh": []}
     for step in tqdm(range(steps + 1), desc=f"drifting, {problem.name}", unit="step"):
         A, (b, g) = problem.member(weights), rng.standard_normal((2, problem.n))
@@ -104,9 +107,11 @@ def drifting(problem: Problem, steps: int, target: float) -> Iterator[Row]:
                 seconds[name].append(time.perf_counter() - began)
         weights = weights * np.exp(_DRIFT * rng.standard_normal(problem.edges))
     made = reusing.client.stats()["factorizations"]
-    note = f"{made:.0f} factorizations in {steps + 1} steps; means of the steps"
+    method = fresh.client.solve(A, b, **options).stats.method
+    note = f"{made:.0f} factorizations in {steps + 1} steps, each by {method}; means of the steps"
     ours, theirs = (float(np.mean(seconds[name])) for name in ("reuse", "fresh"))
-    yield Row("drifting values", problem.name, "refactoring each step", ours, theirs, target, steps, note)
+    name = "drifting values" + "".join(f", {value}" for value in options.values())
+    yield Row(name, problem.name, "refactoring each step", ours, theirs, target, steps, note)
     reusing.close()
     fresh.close()
 

@@ -18,7 +18,7 @@ from backsolve_service.engine.options import validate
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, methods, preconditioners, solver
 from backsolve_service.engine.select import choose
 from backsolve_service.engine.structure import inspect, inspect_pattern, level_width
-from engine.table import DTYPES, array, factor_of, matrix, poisson
+from engine.table import DTYPES, STRUCTURES, array, factor_of, matrix, poisson
 
 ARROW = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])
 
@@ -149,7 +149,15 @@ def test_iterative_options_ask_for_an_iterative_method(option, layout, kind, met
 
 def test_an_option_may_leave_one_method_only():
     assert pick(poisson(4), restart=5).spec.method == "gmres"
-    assert pick(poisson(4), reuse="precondition").spec.method == "superlu"
+    assert pick(poisson(4), ordering="mmd").spec.method == "superlu"
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_reuse_changes_nothing_of_the_choice(structure, layout):
+    """Whether the older factor still serves is judged by what the best method costs, not by what another would."""
+    m = matrix(layout, array(structure, "float64"))
+    assert pick(m, reuse="precondition").spec == pick(m).spec
 
 
 def test_iterative_and_direct_options_exclude_each_other():

@@ -417,5 +417,5 @@ def _preconditioned(stale: Stale, choice: Choice) -> Prepared:
     """New values on an old factor: nothing is built."""
     spec = choice.spec
     wide = np.promote_types(spec.precision, np.float64).name
-    krylov = FactorSpec("gmres", f"stale({spec.method})", wide, spec.device)
+    krylov = FactorSpec("fgmres", f"stale({spec.method})", wide, spec.device)
     return Prepared(stale.ref, Choice(krylov, stale.reason), True, True, 0.0, 0.0, 0.0, spec, stale)

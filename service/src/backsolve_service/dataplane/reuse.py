@@ -1,6 +1,6 @@
 """Which factor of older values stands ready for new ones, and what it has cost so far."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import Lock
 from typing import final
@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from ..cache.entries import MatrixEntry, PatternEntry
 from ..cache.store import FactorCache
 from ..engine.base import FactorSpec
+from ..engine.device import CPU
 from ..engine.reuse import Lifetime, Verdict, judge
 from ..scheduling.worker import FactorRef
 
@@ -60,8 +61,8 @@ class Reuse:
             ref = self._cache.factor(record.base, spec) if record.base.live else None
             if ref is None or not ref.worker.holds(ref):
                 return None, "the factor of older values is no longer held: factorized anew"
-            if not ref.worker.shares_memory:
-                return None, "a factor in a process of its own is not used for other values: factorized anew"
+            if ref.spec.device != CPU:
+                return None, "a factor on a device is not used for other values: factorized anew"
             if record.current != entry.ref.values:
                 record.verdict = judge(record.life)
                 record.life = record.life.begun()
@@ -79,12 +80,19 @@ class Reuse:
             guess = 0.0 if before is None else before.life.solve_seconds
             known[spec] = _Record(entry, Lifetime(seconds, guess))
 
-    def solved(self, entry: MatrixEntry[FactorRef], spec: FactorSpec, seconds: float, iterations: int) -> None:
-        """A solve for `entry` has ended well."""
+    def solved(self, entry: MatrixEntry[FactorRef], spec: FactorSpec, seconds: float, single: float) -> None:
+        """A solve with a factor of `entry` itself has ended well; each use of that took `single` of its seconds."""
+        self._spent(entry, spec, lambda life: life.solved(seconds, single))
+
+    def preconditioned(self, entry: MatrixEntry[FactorRef], spec: FactorSpec, seconds: float, iterations: int) -> None:
+        """A solve for `entry` on a factor of older values has ended well."""
+        self._spent(entry, spec, lambda life: life.preconditioned(seconds, iterations))
+
+    def _spent(self, entry: MatrixEntry[FactorRef], spec: FactorSpec, changed: Callable[[Lifetime], Lifetime]) -> None:
         with self._lock:
             record = self._records.get(entry.pattern, {}).get(spec)
             if record is not None and record.current == entry.ref.values:
-                record.life = record.life.solved(seconds, iterations)
+                record.life = changed(record.life)
 
     def failed(self, entry: MatrixEntry[FactorRef], spec: FactorSpec) -> str:
         """The factor of older values did not bring a solve to its end: these values get their own.

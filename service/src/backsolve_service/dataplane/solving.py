@@ -154,7 +154,9 @@ class Answering:
             prepared = self._preparer.substitute(entry, replace(fallback, reason=reason), context)
             solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
         if options.reuse is not None:
-            self._preparer.reuse.solved(entry, prepared.built_as, solved.seconds_solved, 0)
+            # Each refinement is another solve with the factor.
+            single = solved.seconds_solved / (1 + solved.answer.refinements)
+            self._preparer.reuse.solved(entry, prepared.built_as, solved.seconds_solved, single)
         return prepared, solved
 
     def _on_older(
@@ -178,7 +180,8 @@ class Answering:
         if solved is None or _worst_of(solved) not in _GOOD:
             reuse.failed(entry, prepared.built_as)
             return None
-        reuse.solved(entry, prepared.built_as, solved.seconds_solved, max(solved.answer.iterations, default=0))
+        iterations = max(solved.answer.iterations, default=0)
+        reuse.preconditioned(entry, prepared.built_as, solved.seconds_solved, iterations)
         return solved
 
     def _certificate(self, prepared: Prepared, solved: Solved, entry: MatrixEntry[FactorRef]) -> Certificate:

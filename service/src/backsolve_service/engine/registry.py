@@ -42,10 +42,10 @@ Home = Literal["thread", "process"]
 """Where a method may run: libraries that hold the interpreter's lock, share state between
 threads or may crash run in processes of their own."""
 
-_DIRECT = frozenset({"rtol", "atol", "refine", "condition"})
+_PLAIN = frozenset({"rtol", "atol", "refine", "condition"})
+_DIRECT = _PLAIN | {"reuse"}
 _MIXED = frozenset({"precision"})
-_REUSED = _DIRECT | {"reuse"}
-_SPARSE = _REUSED | {"ordering"}
+_SPARSE = _DIRECT | {"ordering"}
 _ITERATIVE = frozenset({"preconditioner", "rtol", "atol", "maxiter", "x0"})
 _LEAST_SQUARES = frozenset({"rtol", "damp", "refine"})
 _ITERATED = _LEAST_SQUARES | {"maxiter"}
@@ -131,7 +131,7 @@ class PreconditionerRow:
 
 
 ROWS: Mapping[str, Row] = {
-    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _REUSED | _MIXED | _SINGULAR, cuda=_DENSE),
+    "lu": Row("direct.lu:DenseLu", _DENSE, "square", _DIRECT | _MIXED | _SINGULAR, cuda=_DENSE),
     "cholesky": Row("direct.cholesky:Cholesky", _BOTH, "definite", _SPARSE | _MIXED | _SINGULAR, cuda=_DENSE),
     "ldl": Row("direct.ldl:Ldl", _DENSE, "symmetric", _DIRECT | _MIXED),
     "qr": Row("direct.qr:Qr", _DENSE, "square", _DIRECT, cuda=_DENSE),
@@ -140,11 +140,15 @@ ROWS: Mapping[str, Row] = {
     "triangular": Row("direct.triangular:Triangular", _BOTH, "triangular", _DIRECT, cuda=_DENSE),
     "banded": Row("direct.banded:Banded", _CSR, "square", _DIRECT),
     "block_diagonal": Row("direct.block_diagonal:BlockDiagonal", _CSR, "square", _DIRECT),
-    "rslab": Row("direct.rslab:Rslab", _CSR, "square", _DIRECT, home="process", requires="rslab", extra="rslab"),
-    "rslab_ldl": Row(
-        "direct.rslab:RslabLdl", _CSR, "transpose", _DIRECT, home="process", requires="rslab", extra="rslab"
+    "rslab": Row(
+        "direct.rslab:Rslab", _CSR, "square", _DIRECT | _MIXED, home="process", requires="rslab", extra="rslab"
     ),
-    "rslab_klu": Row("direct.rslab:RslabKlu", _CSR, "square", _DIRECT, home="process", requires="rslab", extra="rslab"),
+    "rslab_ldl": Row(
+        "direct.rslab:RslabLdl", _CSR, "transpose", _DIRECT | _MIXED, home="process", requires="rslab", extra="rslab"
+    ),
+    "rslab_klu": Row(
+        "direct.rslab:RslabKlu", _CSR, "square", _DIRECT | _MIXED, home="process", requires="rslab", extra="rslab"
+    ),
     "klu": Row(
         "direct.klu.solver:Klu",
         _CSR,
@@ -199,7 +203,7 @@ ROWS: Mapping[str, Row] = {
         "direct.cudss.solver:Cudss",
         _CSR,
         "square",
-        _DIRECT,
+        _PLAIN,
         cuda=_CSR,
         only_cuda=True,
         requires="nvidia-cudss-cu13",
@@ -229,15 +233,15 @@ ROWS: Mapping[str, Row] = {
     ),
     "fgmres": Row("krylov.gmres:FlexibleGmres", _BOTH, "square", _RESTARTED, direct=False, wide=True),
     "lsmr": Row("krylov.lsmr:Lsmr", _BOTH, "square", _UNPRECONDITIONED, direct=False, wide=True),
-    "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _DIRECT, wide=True),
+    "woodbury": Row("structured.woodbury:Woodbury", _STRUCTURED, "low_rank", _PLAIN, wide=True),
     "lstsq_lsmr": Row(
         "lstsq.lsmr:LeastSquaresLsmr", _BOTH, "rectangular", _ITERATED | {"rcond"}, direct=False, wide=True
     ),
     "lstsq_superlu": Row("lstsq.superlu:LeastSquaresSuperLu", _CSR, "rectangular", _LEAST_SQUARES, wide=True),
     "lstsq_qr": Row("lstsq.qr:LeastSquaresQr", _DENSE, "rectangular", _LEAST_SQUARES | {"rcond"}, wide=True),
-    "kronecker": Row("structured.kronecker:Kronecker", _STRUCTURED, "kronecker", _DIRECT, wide=True),
-    "circulant": Row("structured.circulant:Circulant", _STRUCTURED, "circulant", _DIRECT, wide=True),
-    "toeplitz": Row("structured.toeplitz:Toeplitz", _STRUCTURED, "toeplitz", _DIRECT, wide=True),
+    "kronecker": Row("structured.kronecker:Kronecker", _STRUCTURED, "kronecker", _PLAIN, wide=True),
+    "circulant": Row("structured.circulant:Circulant", _STRUCTURED, "circulant", _PLAIN, wide=True),
+    "toeplitz": Row("structured.toeplitz:Toeplitz", _STRUCTURED, "toeplitz", _PLAIN, wide=True),
 }
 
 PRECONDITIONERS: Mapping[str, PreconditionerRow] = {

@@ -16,49 +16,62 @@ FEWEST_ITERATIONS = 2
 """No preconditioned solve of new values is done in fewer."""
 
 _MARGIN = 1.5
-"""An iteration costs a solve with the old factor, a product with the new matrix and vectors: so many solves."""
+"""An iteration costs a solve with the old factor, a product with the new matrix and vectors: so many solves.
+
+Until iterations have been timed."""
+
+_UNRISEN = 2
+"""Of the sets of values that a factor has served: its own, and the first of the others."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """What one factor has cost and given so far; all in seconds of a worker.
+    """What one factor has cost and given so far; seconds are of a worker.
 
     Attributes:
         factor_seconds: building it.
-        solve_seconds: one solve with it for the values it was made from; 0 as long as there was none.
+        solve_seconds: using it once, for the values it was made from; 0 as long as that was not timed.
         steps: sets of values that it has served.
-        spent: solving for all of them.
-        last: solving for the latest set of values.
-        before: solving for the set before, if the factor was not made from that one; else 0.
-        iterations: most that a solve on values it was not made from has needed.
+        spent: seconds of solving for all of them.
+        iterated: those of `spent` that went into iterations for values it was not made from.
+        iterations: how many those were.
+        last: how many for the latest set of values.
+        first: how many for the first set that it was not made from.
     """
 
     factor_seconds: float
     solve_seconds: float
     steps: int = 1
     spent: float = 0.0
-    last: float = 0.0
-    before: float = 0.0
+    iterated: float = 0.0
     iterations: int = 0
+    last: int = 0
+    first: int = 0
 
     def begun(self) -> "Lifetime":
         """Another set of values came."""
-        # Solves for its own values need no iterations: from them to the next nothing has risen yet.
-        return replace(self, steps=self.steps + 1, before=self.last if self.iterations else 0.0, last=0.0)
+        return replace(self, steps=self.steps + 1, first=self.first or self.last, last=0)
 
-    def solved(self, seconds: float, iterations: int) -> "Lifetime":
-        """One more solve for the latest values; without iterations, for those it was made from."""
-        solve = self.solve_seconds
-        if not iterations:
-            solve = min(seconds, solve) if solve else seconds
+    def solved(self, seconds: float, single: float) -> "Lifetime":
+        """One more solve for the values it was made from, which took `single` for each use of the factor."""
+        least = min(single, self.solve_seconds) if self.solve_seconds else single
+        return replace(self, solve_seconds=least, spent=self.spent + seconds)
+
+    def preconditioned(self, seconds: float, iterations: int) -> "Lifetime":
+        """One more solve for the latest values, which are others; b = 0 needs no iteration."""
         return replace(
             self,
-            solve_seconds=solve,
             spent=self.spent + seconds,
-            last=self.last + seconds,
-            iterations=max(iterations, self.iterations),
+            iterated=self.iterated + seconds,
+            iterations=self.iterations + iterations,
+            last=self.last + iterations,
         )
+
+    @property
+    def iteration_seconds(self) -> float:
+        """One iteration for values it was not made from: as measured, all of them together, else as foreseen."""
+        return self.iterated / self.iterations if self.iterations else _MARGIN * self.solve_seconds
 
 
 @final
@@ -79,16 +92,16 @@ class Verdict:
 
 def judge(life: Lifetime) -> Verdict:
     """Whether the next set of values is better solved on the old factor."""
-    iteration = _MARGIN * life.solve_seconds
-    least = FEWEST_ITERATIONS * iteration
-    if least >= life.factor_seconds:
+    iteration = life.iteration_seconds
+    if FEWEST_ITERATIONS * iteration >= life.factor_seconds:
         return Verdict(False, "a factorization costs less than a few solves with the old factor: factorized anew")
     most = max(int(life.factor_seconds / iteration) if iteration > 0 else 1, FEWEST_ITERATIONS)
     if life.iterations == 0:
         return Verdict(True, "the factor of older values, tried as the preconditioner", most)
-    # It rises: what it rose by last time is added once more.
-    expected = life.last + max(life.last - life.before, 0.0) if life.before > 0 else life.last
+    # Iterations rise: what a step has added so far is added once more. Counted, and priced at the mean of all, they
+    # say what the next step will cost; the seconds of a single step say as much of whatever else the machine did.
+    rise = max(life.last - life.first, 0) / (life.steps - _UNRISEN) if life.first else 0.0
     average = (life.factor_seconds + life.spent) / life.steps
-    if expected > average:
+    if iteration * (life.last + rise) > average:
         return Verdict(False, "the factor of older values needs so many iterations by now that a new one pays")
     return Verdict(True, "the factor of older values as the preconditioner, cheaper than a new one", most)

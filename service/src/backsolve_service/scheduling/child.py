@@ -29,6 +29,7 @@ from ..engine.accelerator.faults import DeviceFaultError, is_fault
 from ..engine.answer import answer
 from ..engine.base import Factor, Symbolic
 from ..engine.operand import Operand
+from ..engine.precond.stale import preconditioned
 from ..engine.restricted import solver_for
 from ..engine.structured.update import factorize_update
 from .channel import Channel
@@ -142,10 +143,14 @@ class Server:
     def _solve(self, request: Solve, arrays: list[Array]) -> tuple[Answered, list[list[Array]]]:
         for array in arrays:
             array.flags.writeable = False
+        factor = self._factors[request.factor]
+        if request.instead:
+            values, *arrays = arrays
+            factor = preconditioned(factor, Operand(Matrix(factor.operand.pattern, values)))
         rhs = arrays[0]
         x0 = arrays[1] if len(arrays) > 1 else None
         controls = replace(request.controls, x0=x0, cancelled=lambda: self._flag[0] != 0)
-        whole = answer(self._factors[request.factor], rhs, request.trans, controls)
+        whole = answer(factor, rhs, request.trans, controls)
         return Answered(replace(whole, x=np.empty(0))), [[whole.x]]
 
     def _move(self, request: Move) -> None:

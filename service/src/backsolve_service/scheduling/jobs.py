@@ -109,7 +109,7 @@ def wide(rhs: Array) -> int:
     return 16 if rhs.dtype.kind == "c" else 8
 
 
-_ON_OLDER = "gmres"
+_ON_OLDER = "fgmres"
 """What solves with new values where the factor of older ones preconditions."""
 
 _RECYCLED = 8

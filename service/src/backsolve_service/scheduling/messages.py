@@ -99,11 +99,20 @@ class Factored:
 @final
 @dataclass(frozen=True, slots=True)
 class Solve:
-    """Solve with a factor; arrays: the right-hand sides, and the first iterate if there is one."""
+    """Solve with a factor; arrays: the right-hand sides, and the first iterate if there is one.
+
+    Attributes:
+        factor: its number.
+        trans: which operator.
+        controls: the solve spec.
+        instead: before the other arrays come values on the factor's pattern: solve with those, and let the factor
+            precondition them.
+    """
 
     factor: int
     trans: Trans
     controls: Controls
+    instead: bool = False
 
 
 @final

@@ -259,11 +259,11 @@ class ProcessWorker(Worker):
             ProcessLostError: the process ended during this solve.
             BacksolveError: what the solve raised.
         """
-        if instead is not None:
-            raise InternalError("another matrix on a factor of a process was asked for")
         child = self._holding(ref)
         arrays = [columns] if controls.x0 is None else [columns, [controls.x0]]
-        request = Solve(ref.id, trans, replace(controls, x0=None, cancelled=never))
+        if instead is not None:
+            arrays = [[instead.values], *arrays]
+        request = Solve(ref.id, trans, replace(controls, x0=None, cancelled=never), instead is not None)
         reply, results = self._call(child, request, Answered, arrays, controls.cancelled)
         answered = replace(reply.answer, x=np.array(results[0], copy=True))
         del results

@@ -29,6 +29,7 @@ from ..operand import Operand
 from ..symmetry import is_hermitian
 from ..tolerance import pivoting_backward_error
 from .columns import Columns, by_columns, solve_each
+from .mixed import factorize_mixed, is_mixed
 from .probe import probe
 
 Path = Literal["lu", "klu", "ldlt"]
@@ -41,11 +42,15 @@ _ANALYZE: dict[Path, Callable[..., Any]] = {
     "klu": rslab._rslab.analyze_klu,
     "ldlt": rslab._rslab.analyze_ldlt,
 }
-_SETTINGS: dict[Path, dict[str, Any]] = {
-    "lu": {"threads": 1},
+_SERIAL: Mapping[str, Any] = {"threads": 1, "solve_par_min_work": 2**62}
+"""One thread, for the sweeps of a solve as well: those take a thread for each core by themselves, and where another
+worker keeps a core busy each waits for the slowest (12.7 ms of a sweep of 7.7, in a cube of 30³)."""
+
+_SETTINGS: dict[Path, Mapping[str, Any]] = {
+    "lu": _SERIAL,
     # The library's own threshold of 0.001 is for rows matched by the size of their values.
     "klu": {"parallel": False, "pivot_threshold": 0.1},
-    "ldlt": {"threads": 1},
+    "ldlt": _SERIAL,
 }
 
 
@@ -149,7 +154,8 @@ class Rslab(Solver):
             SingularMatrixError: a pivot is zero, up to rounding.
             NonfiniteInputError: the matrix holds NaN or infinity.
         """
-        del spec
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
         return _factorize(symbolic, operand)
 
 
@@ -166,7 +172,8 @@ class RslabKlu(Solver):
 
     def factorize(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         """Factorize block by block; otherwise as `Rslab.factorize`."""
-        del spec
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=False)
         return _factorize(symbolic, operand)
 
 
@@ -193,7 +200,8 @@ class RslabLdl(Solver):
             InvalidOptionError: the matrix does not equal its transpose.
             SingularMatrixError, NonfiniteInputError: as `Rslab.factorize`.
         """
-        del spec
+        if is_mixed(operand, spec):
+            return factorize_mixed(self, symbolic, operand, spec, symmetric=True)
         return _factorize(symbolic, operand)
 
 

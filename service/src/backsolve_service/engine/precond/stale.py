@@ -8,7 +8,7 @@ from backsolve.types import Array, Status, Trans
 
 from ..base import Controls, Factor
 from ..krylov.base import KrylovFactor
-from ..krylov.gmres import Gmres
+from ..krylov.gmres import FlexibleGmres
 from ..operand import Operand
 from .base import Preconditioner
 
@@ -44,13 +44,14 @@ class StaleFactor(Preconditioner):
 
 
 def preconditioned(factor: Factor, operand: Operand) -> KrylovFactor:
-    """Solve with `operand` by GMRES, preconditioned by the factor of older values; nothing is computed here.
+    """Solve with `operand` by flexible GMRES, preconditioned by the factor of older values; nothing is computed here.
 
     GMRES, since an LU of a definite matrix is not exactly symmetric, and what few iterations there are cost
-    little more than CG's.
+    little more than CG's. The flexible form, since it spares the last solve with the factor, of six or eight; and
+    a factor in single precision rounds what it solves, so that it is not one fixed matrix.
 
     Raises:
         InvalidPatternError: the two are not on one pattern.
     """
     operand.check_same_pattern(factor.operand)
-    return KrylovFactor(operand, Gmres(), (StaleFactor(factor),), (Status.OK,))
+    return KrylovFactor(operand, FlexibleGmres(), (StaleFactor(factor),), (Status.OK,))
