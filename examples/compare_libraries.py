@@ -221,7 +221,12 @@ def _note(text: str, notes: list[str]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare libraries of differentiable linear solves.")
     parser.add_argument(
-        "--only", nargs="+", choices=[*LIBRARIES], metavar="LIBRARY", help=f"of: {', '.join(LIBRARIES)}"
+        "--only",
+        nargs="+",
+        action="extend",
+        choices=[*LIBRARIES],
+        metavar="LIBRARY",
+        help=f"of: {', '.join(LIBRARIES)}",
     )
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     parser.add_argument("--json", type=Path, help="also write every cell here")

@@ -248,7 +248,9 @@ def _record(outcome: Outcome) -> dict[str, object]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run a part of the tests at both ends of the declared versions.")
     names = [cell.name for cell in CELLS]
-    parser.add_argument("--cells", nargs="+", choices=names, metavar="CELL", help=f"of: {', '.join(names)}")
+    parser.add_argument(
+        "--cells", nargs="+", action="extend", choices=names, metavar="CELL", help=f"of: {', '.join(names)}"
+    )
     parser.add_argument("--folder", type=Path, help="keep the environments and what pytest said here")
     parser.add_argument("--torch", choices=("pinned", "declared"), default="pinned", help="(default: %(default)s)")
     parser.add_argument("--torch-index", help="where to take PyTorch from, e.g. its CPU-only index")

@@ -17,6 +17,7 @@ from .callers import Findings
 from .rounds import FAULTS, SETTINGS, play, rounds
 
 SEED = 592_760_431
+TRANSPORTS = ("http", "grpc")
 
 
 def main() -> int:
@@ -24,14 +25,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="of all of them (default: %(default)s)")
-    parser.add_argument("--transport", nargs="+", choices=("http", "grpc"), default=["http", "grpc"])
-    parser.add_argument("--faults", nargs="+", choices=FAULTS, help="only these; by default all")
+    parser.add_argument("--transport", nargs="+", action="extend", choices=TRANSPORTS, help="(default: both)")
+    parser.add_argument("--faults", nargs="+", action="extend", choices=FAULTS, help="only these; by default all")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="only this round")
     parser.add_argument("--out", type=Path, default=Path("out/chaos.json"), help="results (default: %(default)s)")
     options = parser.parse_args()
     chosen = [
         each
-        for each in rounds(options.rounds, options.seed, tuple(options.transport))
+        for each in rounds(options.rounds, options.seed, tuple(options.transport or TRANSPORTS))
         if options.only in (None, each.number) and each.fault in (options.faults or FAULTS)
     ]
     by_fault = {each.fault: Findings() for each in chosen}

@@ -17,6 +17,7 @@ from loadtests.transports.picture import draw
 from . import coalescing, health, idle, memory, rate, soak
 from .part import Asked, Found
 
+WAYS = ("http", "grpc")
 PARTS: Mapping[str, tuple[str, Callable[[Asked], Found]]] = {
     "rate": ("requests a second of a cached solve, one core for the server", rate.measure),
     "coalescing": ("many callers of one dense factor, joined into blocks and each alone", coalescing.measure),
@@ -32,8 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.limits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    parser.add_argument("--ways", nargs="+", choices=("http", "grpc"), default=["http", "grpc"])
+    parser.add_argument("--only", nargs="+", action="extend", choices=PARTS, metavar="PART", help="(default: all)")
+    parser.add_argument("--ways", nargs="+", action="extend", choices=WAYS, help="(default: both)")
     parser.add_argument("--long", action="store_true", help="as the targets have it; up to half an hour for all parts")
     parser.add_argument("--seconds", type=float, help="of each run, in place of what either form has")
     parser.add_argument("--profile", action="store_true", help="list the server's functions by their time as well")
@@ -43,9 +44,9 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{name:<12}{about}" for name, (about, _) in PARTS.items()))
         return 0
-    asked = Asked(options.long, options.profile, tuple(options.ways), options.seconds)
+    asked = Asked(options.long, options.profile, tuple(options.ways or WAYS), options.seconds)
     found = {}
-    for name in options.only:
+    for name in options.only or PARTS:
         found[name] = PARTS[name][1](asked)
         print(f"\n{name}: {PARTS[name][0]}", *found[name].targets, *found[name].notes, sep="\n", flush=True)
         print(*(f"FAULT: {fault}" for fault in found[name].faults), sep="\n", end="", flush=True)

@@ -34,14 +34,18 @@ def main() -> None:
     """Measure, print the table, write `out/bench.json` and `out/bench.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="grid sides; n is their square")
+    parser.add_argument("--sides", type=int, nargs="+", action="extend", help=f"grid sides; n is their square {SIDES}")
     parser.add_argument("--rounds", type=int, help="rounds of each size (default: 60, 40 and 12)")
     options = parser.parse_args()
     with ExitStack() as stack:
         server = stack.enter_context(local_server(BACKSOLVE_LOG_LEVEL="warning"))
         urls = {"embedded": "embedded", "http": server.http, "grpc": server.grpc}
         clients = {way: stack.enter_context(backsolve.Client(urls[way])) for way in WAYS}
-        rows = [row for side in options.sides for row in measure(side, clients, options.rounds or ROUNDS.get(side, 12))]
+        rows = [
+            row
+            for side in options.sides or SIDES
+            for row in measure(side, clients, options.rounds or ROUNDS.get(side, 12))
+        ]
     print(table(rows))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "bench.json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1))

@@ -29,8 +29,10 @@ LENGTHS = {"short": 5.0, "full": 30.0, "long": 300.0}
 def main() -> int:
     """Exit status: 1 if an answer was wrong, or a step failed where none may."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
-    parser.add_argument("--transport", nargs="+", choices=("http", "grpc"), default=["http"])
+    parser.add_argument(
+        "--scenarios", nargs="+", action="extend", choices=SCENARIOS, metavar="NAME", help="(default: all)"
+    )
+    parser.add_argument("--transport", nargs="+", action="extend", choices=("http", "grpc"), help="(default: http)")
     parser.add_argument(
         "--length", choices=LENGTHS, default="short", help="5, 30 or 300 s a run (default: %(default)s)"
     )
@@ -46,10 +48,11 @@ def main() -> int:
         print("\n".join(f"{name:<10}{scenario.about}" for name, scenario in SCENARIOS.items()))
         return 0
     about = environment()
+    chosen = [(n, t) for n in options.scenarios or SCENARIOS for t in options.transport or ["http"]]
     rows: list[Row] = []
     with ExitStack() as servers:
         places = Places(options.url, options.seconds or LENGTHS[options.length], options.processes, servers)
-        for name, transport in tqdm([(n, t) for n in options.scenarios for t in options.transport], unit="scenario"):
+        for name, transport in tqdm(chosen, unit="scenario"):
             scenario = SCENARIOS[name]
             if options.url and scenario.needs_own:
                 print(f"left out: {name} needs a server that it may set up and kill", file=sys.stderr)

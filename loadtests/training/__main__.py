@@ -64,19 +64,21 @@ def main() -> None:
     """Measure, print the table, write `out/training.json` and `out/training.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=("http", "grpc", "embedded"), default=["http"])
     parser.add_argument(
-        "--only", nargs="+", metavar="WORDS", default=[""], help="workloads whose names hold any of these"
+        "--ways", nargs="+", action="extend", choices=("http", "grpc", "embedded"), help="(default: http)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="WORDS", help="workloads whose names hold any of these"
     )
     parser.add_argument("--rounds", type=int, help="rounds of each workload (default: its own)")
     parser.add_argument("--callers", type=int, default=32, help="callers on one matrix at once; 0: leave that out")
     options = parser.parse_args()
-    chosen = [workload for workload in WORKLOADS if any(words in workload.name for words in options.only)]
+    chosen = [workload for workload in WORKLOADS if any(words in workload.name for words in options.only or [""])]
     rows: list[Row] = []
     crowds: list[Crowd] = []
     with local_server(BACKSOLVE_LOG_LEVEL="warning", OMP_NUM_THREADS="1") as server:
         urls = {"http": server.http, "grpc": server.grpc, "embedded": "embedded"}
-        for way in options.ways:
+        for way in options.ways or ["http"]:
             with backsolve.Client(urls[way]) as client:
                 rows += [measure(workload, way, client, options.rounds or workload.rounds) for workload in chosen]
             if options.callers and way != "embedded":
