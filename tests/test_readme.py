@@ -24,13 +24,14 @@ SHELL = [body for language, body in BLOCKS if language == "sh"]
 MAKE = [body for body in SHELL if body.startswith("make ")]
 OTHER = [body for body in SHELL if body not in MAKE]
 
-# A make that is running these tests would hand its own arguments on to the ones they start.
-OF_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "REMOTE"}
+# A make that is running these tests would hand its own arguments on to the ones they start, and no reader has the flags
+# that spare the tests of JAX the work of its compiler.
+OF_TESTS = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "REMOTE", "XLA_FLAGS"}
 
 
 def surroundings(**more: str) -> dict[str, str]:
     """The environment without the caller's own BACKSOLVE_* variables; warnings are errors."""
-    own = {name: at for name, at in os.environ.items() if not name.startswith("BACKSOLVE_") and name not in OF_MAKE}
+    own = {name: at for name, at in os.environ.items() if not name.startswith("BACKSOLVE_") and name not in OF_TESTS}
     return own | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"} | more
 
 

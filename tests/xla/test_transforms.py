@@ -164,10 +164,12 @@ def test_many_solves_on_many_threads(embedded: Client) -> None:
 
 def _fresh_process(program: str, *, cores: int | None = None, devices: int = 1) -> str:
     """Run a program that has JAX to itself: flags of XLA are read once."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     pin = f"import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:{cores}])\n" if cores else ""
     command = [sys.executable, "-W", "error", "-c", pin + program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(
+        command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False, timeout=240
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
