@@ -3,6 +3,7 @@
 That its losses are the same on a server is shown by the commands of the README (`test_readme.py`).
 """
 
+import importlib
 import json
 import os
 import re
@@ -10,9 +11,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from backsolve import Client
 from scripts.remote_demo import TOLERANCE, worst_difference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,49 +112,38 @@ def test_every_framework_asks_for_as_much(short: dict[str, Run], framework: str)
     assert printed_numbers(run, "factorizations") == [SHORT]
 
 
+@pytest.fixture
+def heat(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, in this process: its frameworks are imported once for all who use them."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("heat_inverse")
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_gradient_is_that_of_finite_differences(framework: str):
+def test_the_gradient_is_that_of_finite_differences(framework: str, heat: Any):
     """One central difference along a random direction, through the whole simulation."""
-    code = f"""
-import numpy as np
-import backsolve, heat_inverse as heat
-mesh = heat.Mesh.airfoil()
-equation = heat.HeatEquation.assemble(mesh)
-with backsolve.Client() as client:
-    misfit = heat.misfit_of("{framework}", equation, heat.Experiment.run(mesh, equation, client), client)
-    direction = np.random.default_rng(640_281_773).standard_normal(len(mesh.triangles))
-    gradient = misfit(np.zeros(len(direction)))[1]
-    print(gradient @ direction, (misfit(1e-5 * direction)[0] - misfit(-1e-5 * direction)[0]) / 2e-5)
-"""
-    command = [sys.executable, "-c", code]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    gradient, difference = map(float, done.stdout.split()[-2:])
-    assert gradient == pytest.approx(difference, rel=1e-6)
+    mesh = heat.Mesh.airfoil()
+    equation = heat.HeatEquation.assemble(mesh)
+    with Client() as client:
+        misfit = heat.misfit_of(framework, equation, heat.Experiment.run(mesh, equation, client), client)
+        direction = np.random.default_rng(640_281_773).standard_normal(len(mesh.triangles))
+        gradient = misfit(np.zeros(len(direction)))[1]
+        difference = (misfit(1e-5 * direction)[0] - misfit(-1e-5 * direction)[0]) / 2e-5
+    assert gradient @ direction == pytest.approx(difference, rel=1e-6)
 
 
-def test_the_optimiser_is_adam():
+def test_the_optimiser_is_adam(heat: Any):
     """Against PyTorch's own, with its own schedule, on a function whose gradient is written down here."""
-    code = """
-import numpy as np, torch
-import heat_inverse as heat
-scale = np.random.default_rng(902_774_165).uniform(0.1, 3, 40)
-ours, theirs = np.ones(40), torch.ones(40, dtype=torch.float64, requires_grad=True)
-adam, optimizer = heat.Adam(40, 60), torch.optim.Adam([theirs], lr=heat.LEARNING_RATE)
-schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
-for _ in range(60):
-    ours = ours + adam.step(np.sinh(scale * ours))
-    theirs.grad = torch.sinh(torch.from_numpy(scale) * theirs.detach())
-    optimizer.step()
-    schedule.step()
-print(np.abs(ours - theirs.detach().numpy()).max(), np.abs(ours - 1).max())
-"""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    difference, moved = map(float, done.stdout.split())
-    assert moved > 0.5
-    assert difference < 1e-12
+    import torch
+
+    scale = np.random.default_rng(902_774_165).uniform(0.1, 3, 40)
+    ours, theirs = np.ones(40), torch.ones(40, dtype=torch.float64, requires_grad=True)
+    adam, optimizer = heat.Adam(40, 60), torch.optim.Adam([theirs], lr=heat.LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    for _ in range(60):
+        ours = ours + adam.step(np.sinh(scale * ours))
+        theirs.grad = torch.sinh(torch.from_numpy(scale) * theirs.detach())
+        optimizer.step()
+        schedule.step()
+    assert np.abs(ours - 1).max() > 0.5
+    assert np.abs(ours - theirs.detach().numpy()).max() < 1e-12

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 HEAVY = ("torch", "scipy", "jax", "tensorflow", "pydantic", "fastapi", "backsolve_service")
 
 
+@cache
 def loaded_by(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter has loaded after `code`."""
+    """Top-level packages that a fresh interpreter has loaded after `code`, which is run once for all who ask."""
     report = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     run = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(json.loads(run.stdout.splitlines()[-1]))
