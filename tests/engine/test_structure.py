@@ -17,7 +17,7 @@ from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.options import validate
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, methods, preconditioners, solver
 from backsolve_service.engine.select import choose
-from backsolve_service.engine.structure import inspect, inspect_pattern, level_width
+from backsolve_service.engine.structure import inspect, inspect_pattern, is_dominant, level_width
 from engine.table import DTYPES, STRUCTURES, array, factor_of, matrix, poisson
 
 ARROW = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])
@@ -282,11 +282,27 @@ def test_width_is_searched_for_in_large_patterns_only():
     assert inspect_pattern(poisson(150).pattern).width == 150
 
 
+def dominance(layout, a):
+    m = matrix(layout, a)
+    return inspect(inspect_pattern(m.pattern), Operand(m)).dominant, is_dominant(Operand(m))
+
+
+def test_dominance():
+    a = np.array([[2.0, -1.0, -1.0], [-1.0, 3.0, 2.0], [-1.0, 2.0, 3.0]])
+    assert dominance("csr", a) == (True, True)
+    a[0, 0] = 1.99
+    assert dominance("csr", a) == (False, False)
+
+
 @pytest.mark.parametrize("layout", ["dense", "csr"])
-def test_dominance(layout):
+def test_dominance_of_each_row(layout):
     a = np.array([[2.0, -1.0, -1.0], [0.5, 3.0, 2.5], [0.0, 1.0, -1.0]])
-    m = matrix(layout, a)
-    assert inspect(inspect_pattern(m.pattern), Operand(m)).dominant
+    assert is_dominant(Operand(matrix(layout, a)))
     a[2, 2] = -0.99
-    m = matrix(layout, a)
-    assert not inspect(inspect_pattern(m.pattern), Operand(m)).dominant
+    assert not is_dominant(Operand(matrix(layout, a)))
+
+
+def test_dominance_is_not_looked_for_where_nothing_can_come_of_it():
+    unsymmetric = np.array([[2.0, -1.0, -1.0], [0.5, 3.0, 2.5], [0.0, 1.0, 1.0]])
+    assert dominance("csr", unsymmetric) == (False, True)
+    assert dominance("dense", np.diag([1.0, 2.0])) == (False, True)

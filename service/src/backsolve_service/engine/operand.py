@@ -18,6 +18,9 @@ from .lazy import lazy
 
 _MAX = float(np.finfo(np.float64).max)
 
+_BLOCK = 1 << 17
+"""Numbers looked at together: 1 MB, which the processor's cache holds."""
+
 _EXACT_ROWS = 256
 """Up to here all entries of an update are added up: 65,000 at most."""
 
@@ -86,10 +89,7 @@ class Operand:
             elif isinstance(self.pattern, StructuredPattern):
                 table = np.array([self.pattern.kind.norms(parts) for parts in self.wide]).reshape(-1, 2)
             else:
-                size = np.abs(self.wide_values).reshape(-1, self.m, self.n)
-                # Sums as products with ones: BLAS reads memory faster than a reduction does.
-                columns = (np.ones((1, self.m)) @ size).max(axis=(1, 2))
-                table = np.stack([columns, (size @ np.ones((self.n, 1))).max(axis=(1, 2))], axis=1)
+                table = _dense_norms(self.wide_values.reshape(-1, self.m, self.n))
         # A norm beyond the largest double would make every backward error look like zero.
         return np.minimum(table, _MAX)
 
@@ -200,6 +200,26 @@ def _updated_norms(a: Operand) -> tuple[float, float]:
 
     # The estimator takes any operator, not only an inverse.
     return inverse_norm(forward, adjoint, a.n, a.wide_dtype), inverse_norm(adjoint, forward, a.n, a.wide_dtype)
+
+
+def _dense_norms(systems: Array) -> Array:
+    """`[systems, 2]` of `[systems, m, n]`; magnitudes are written to the same room block by block."""
+    count, m, n = systems.shape
+    table = np.zeros((count, 2))
+    rows, together = min(m, max(_BLOCK // n, 1)), max(_BLOCK // (m * n), 1)
+    room = np.empty((min(together, count), rows, n))
+    for first in range(0, count, together):
+        some = systems[first : first + together]
+        by_column = np.zeros((len(some), 1, n))
+        for start in range(0, m, rows):
+            block = some[:, start : start + rows]
+            size = np.abs(block, out=room[: len(some), : block.shape[1]])
+            # Sums as products with ones: BLAS reads memory faster than a reduction does.
+            by_column += np.ones((1, block.shape[1])) @ size
+            by_row = (size @ np.ones((n, 1))).max(axis=(1, 2))
+            np.maximum(table[first : first + together, 1], by_row, out=table[first : first + together, 1])
+        table[first : first + together, 0] = by_column.max(axis=(1, 2))
+    return table
 
 
 def _sparse_norms(a: Any, pattern: Pattern) -> tuple[float, float]:

@@ -278,7 +278,13 @@ NO_PRECONDITIONER = "none"
 
 def methods(device: str = CPU) -> tuple[str, ...]:
     """Names of the methods that can run where `device` is: their libraries are installed."""
-    return tuple(name for name, row in ROWS.items() if not (row.only_cuda and device == CPU) and _installed(row))
+    return tuple(name for name in ROWS if runs(name, device))
+
+
+def runs(name: str, device: str = CPU) -> bool:
+    """Whether `name` is one of `methods(device)`."""
+    row = ROWS.get(name)
+    return row is not None and not (row.only_cuda and device == CPU) and _installed(row)
 
 
 def preconditioners() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from .candidates import SPREADING, Candidate, candidates
 from .device import CPU, check_device
 from .options import AUTO, LEAST_SQUARES, check_used, given, preconditioner_spec, users, validate
 from .precond.parameters import split
-from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, least_squares, methods, preconditioners
+from .registry import DEFAULT_PRECONDITIONER, PRECONDITIONERS, ROWS, Need, least_squares, preconditioners, runs
 from .structure import Structure
 from .tolerance import direct_backward_error
 
@@ -228,7 +228,7 @@ def _offered(method: str, structure: Structure, device: str) -> bool:
     row = ROWS.get(method)
     if row is None or structure.layout not in row.layouts:
         return False
-    return method in methods(device) and _MET[row.needs](structure)
+    return runs(method, device) and _MET[row.needs](structure)
 
 
 def _uses(method: str, names: Iterable[str]) -> bool:

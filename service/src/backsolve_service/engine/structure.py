@@ -89,7 +89,8 @@ class Structure:
         real_positive_diagonal: every diagonal entry is stored, real and above zero.
         triangular: lower or upper triangular, every system on the same side; of a sparse matrix by
             its pattern, of a dense one by its values.
-        dominant: in each row the diagonal entry is at least as large as the others together.
+        dominant: of a sparse matrix that may be definite: in each row the diagonal entry is at least as large as the
+            others together. Of others nobody asks.
         rounded: `hermitian` or `symmetric` holds, but not to the last bit.
     """
 
@@ -184,6 +185,7 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
     if facts.kind is not None:
         # Its own method uses none of these, and no other takes it.
         return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
+    sparse = operand.pattern.layout != "dense"
     positive = facts.full_diagonal and _positive(diagonals(operand))
     # What was filled in from one triangle needs no comparison.
     own: Mirrored | None = "exactly" if operand.stored == "lower" else None
@@ -194,14 +196,14 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
         plain = all_mirrored(operand, conjugate=False) if facts.symmetric_pattern else None
     return Structure(
         facts=facts,
-        dense=operand.pattern.layout == "dense",
+        dense=not sparse,
         batch=operand.batch is not None,
         dtype=operand.dtype.name,
         hermitian=own is not None,
         symmetric=plain is not None,
         real_positive_diagonal=positive,
         triangular=_triangular(facts, operand),
-        dominant=facts.full_diagonal and is_dominant(operand),
+        dominant=sparse and positive and own is not None and is_dominant(operand),
         rounded="rounded" in (own, plain),
     )
 
