@@ -15,7 +15,7 @@ import pytest
 from backsolve._rest import messages
 from backsolve._rest.body import MEDIA_TYPE
 from backsolve._transports.base import JvpCall, PutCall, SolveCall, SolveReply, VjpCall
-from backsolve._transports.http import ASK_FIRST_BYTES, HttpTransport
+from backsolve._transports.http import ASK_FIRST_BYTES, BRING_UNASKED_BYTES, HttpTransport
 from backsolve.errors import (
     BY_CODE,
     BacksolveError,
@@ -155,6 +155,21 @@ def test_bulk_of_an_unknown_matrix_is_not_sent(transport: HttpTransport) -> None
     with pytest.raises(NeedValuesError):
         transport.solve(SolveCall(unknown_values, Options(), wide), TIMEOUT)
     assert transport.sent - uploaded < wide.nbytes + 4096
+
+
+@pytest.mark.parametrize("nbytes", [2 * ASK_FIRST_BYTES, BRING_UNASKED_BYTES])
+def test_values_that_come_along_are_asked_about_only_if_there_are_many(nbytes: int) -> None:
+    """The answer is that of the call itself, or of a HEAD before it; beside the values there are 24 bytes of b."""
+    held = b"HTTP/1.1 404 Not Found\r\nbacksolve-holding: pattern\r\ncontent-length: 0\r\n\r\n"
+    many = nbytes == BRING_UNASKED_BYTES
+    port, served, thread = canned([held, good_reply()] if many else [good_reply()])
+    transport = HttpTransport(f"http://127.0.0.1:{port}")
+    reply = transport.solve(SolveCall(REF, Options(), np.ones(3), values=np.ones(nbytes // 8)), TIMEOUT)
+    transport.close()
+    thread.join(TIMEOUT)
+    np.testing.assert_array_equal(reply.x, np.ones(3))
+    assert served == [2 if many else 1]
+    assert transport.sent > nbytes
 
 
 def test_threads_share_the_transport(transport: HttpTransport) -> None:

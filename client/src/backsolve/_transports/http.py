@@ -50,6 +50,10 @@ from .shared import SharedMemory
 ASK_FIRST_BYTES = 1 << 20
 """Larger bodies of a matrix that the server has not accepted yet are preceded by a HEAD."""
 
+BRING_UNASKED_BYTES = 8 << 20
+"""Where the values come along, since they are new in each call, only larger ones are: asking takes as long as sending
+some MB, and it would be in vain to have sent them only if the pattern had been evicted since the last call."""
+
 _REMEMBERED = 1024
 _ELEMENT_BYTES = 28
 """Status, iterations and two figures (`elements_to_tensors`)."""
@@ -190,7 +194,8 @@ class RestCalls:
         brought: bool = False,
     ) -> Trips[T]:
         """POST a call; `room` bytes of tensors may come back; `brought`: the values of the matrix come with it."""
-        if body.nbytes > ASK_FIRST_BYTES and ref not in self._accepted:
+        unasked = BRING_UNASKED_BYTES if brought else ASK_FIRST_BYTES
+        if body.nbytes > unasked and ref not in self._accepted:
             _require((yield from self._holding(ref, timeout)), brought=brought)
         try:
             reply = yield from self._request("POST", path, body, timeout, MEDIA_TYPE, ref, room, brought=brought)
