@@ -9,7 +9,7 @@ ASGI for that cost as much as the numerics of n = 100, so such a body is taken a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast, final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -31,6 +31,9 @@ Into = Callable[[memoryview, Progress], Awaitable[int]]
 
 Returns the number of bytes, fewer if the caller has gone. To be awaited once all that came before has been taken.
 """
+
+_JOINED_BYTES = 16 << 10
+"""A body that is copied in less time than it takes to name its pieces to the system."""
 
 _SKIPPED = bytes(1 << 20)
 
@@ -109,13 +112,13 @@ class Wire:
         self._protocol.flow.resume_reading()
         return cast("bytearray", body)
 
-    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
-        """Write a whole reply.
+    def answer(self, status: int, headers: bytes, pieces: Sequence[bytes | memoryview]) -> bool:
+        """Write a whole reply, by one call of the system as far as the socket has room.
 
         Args:
             status: of HTTP.
             headers: lines with their ends, Content-Length among them; none of them from outside.
-            body: as long as they say.
+            pieces: of the body, which is as long as they say; nobody writes to them any more.
 
         Returns:
             False: nothing was done; it has to be sent as messages.
@@ -126,7 +129,11 @@ class Wire:
             return False
         cycle.response_started = cycle.response_complete = True
         own = b"".join([b"%b: %b\r\n" % header for header in cycle.default_headers])
-        protocol.transport.write(b"".join((STATUS_LINE[status], own, headers, b"\r\n", body)))
+        head = (STATUS_LINE[status], own, headers, b"\r\n")
+        if sum(map(len, pieces)) <= _JOINED_BYTES:
+            protocol.transport.write(b"".join((*head, *pieces)))
+        else:
+            protocol.transport.writelines((b"".join(head), *pieces))
         cycle.message_event.set()
         cycle.on_response()
         return True

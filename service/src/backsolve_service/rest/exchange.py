@@ -32,6 +32,9 @@ DRAIN_SECONDS = 30.0
 """How long a refused body is read and thrown away, so that the sender gets to see the reply."""
 
 _JOIN_BYTES = 64 << 10
+_AT_ONCE_BYTES = 512 << 10
+"""A reply that is handed to the socket in one go; what it has no room for waits in the process."""
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -192,9 +195,10 @@ class Exchange:
     async def reply(self, reply: Reply) -> None:
         """Send a whole reply."""
         size = sum(map(len, reply.pieces))
-        if self._wire is not None and size <= _JOIN_BYTES and reply.media_type and not (reply.headers or self._unread):
+        plain = reply.media_type and not (reply.headers or self._unread)
+        if self._wire is not None and size <= _AT_ONCE_BYTES and plain:
             usual = f"content-length: {size}\r\ncontent-type: {reply.media_type}\r\nx-request-id: {self.request_id}\r\n"
-            if self._wire.answer(reply.status, usual.encode(), b"".join(reply.pieces)):
+            if self._wire.answer(reply.status, usual.encode(), reply.pieces):
                 self.started = True
                 return
         headers = [(b"content-length", b"%d" % size)] if reply.status != 204 else []
