@@ -77,6 +77,23 @@ def test_missing_bytes_are_counted():
         target.finish()
 
 
+def test_a_message_that_is_to_hold_all_of_its_data_and_does_not_is_refused():
+    message = announced(rhs=np.zeros(3), x0=np.zeros(2))
+    framing.embed(message, {"rhs": np.zeros(3)})
+    with pytest.raises(MalformedError, match="16 announced bytes are missing"):
+        framing.embedded(message, None)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 3)])
+def test_what_a_message_held_is_the_readers_own(shape):
+    message = announced(rhs=np.ones(shape))
+    framing.embed(message, {"rhs": np.ones(shape)})
+    found = framing.embedded(message, None)["rhs"]
+    found += 1
+    assert found.shape == shape
+    np.testing.assert_array_equal(framing.embedded(message, None)["rhs"], np.ones(shape))
+
+
 F64 = types_pb2.DTYPE_FLOAT64
 LIES = {
     "more bytes than its shape": types_pb2.Tensor(dtype=F64, shape=[3], nbytes=25),
@@ -95,8 +112,9 @@ LIES = {
 
 @pytest.mark.parametrize("tensor", LIES.values(), ids=LIES)
 def test_sizes_that_lie_are_refused(tensor):
-    with pytest.raises(MalformedError, match="tensor rhs"):
-        Assembler(solver_pb2.SolveRequest(rhs=tensor), None)
+    for read in (Assembler, framing.embedded):
+        with pytest.raises(MalformedError, match="tensor rhs"):
+            read(solver_pb2.SolveRequest(rhs=tensor), None)
 
 
 def test_the_limit_counts_all_tensors_and_is_told():
@@ -105,6 +123,8 @@ def test_the_limit_counts_all_tensors_and_is_told():
     with pytest.raises(PayloadTooLargeError, match="1000 bytes, the limit is 999") as caught:
         Assembler(message, 999)
     assert caught.value.details == {"limit": "999", "size": "1000"}
+    with pytest.raises(PayloadTooLargeError, match="1000 bytes, the limit is 999"):
+        framing.embedded(message, 999)
 
 
 def test_an_upload_sends_its_chunks_only_when_told():

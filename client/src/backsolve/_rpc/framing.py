@@ -236,8 +236,9 @@ def _embedded(name: str, tensor: types_pb2.Tensor) -> Array:
     dtype = _checked(name, tensor, data)
     if len(data) != tensor.nbytes:
         raise MalformedError(f"{tensor.nbytes} announced bytes are missing: send every tensor whole")
-    array = np.frombuffer(data, dtype.newbyteorder("<") if _FOREIGN else dtype).reshape(tuple(tensor.shape))
-    return _native(array) if _FOREIGN else array.copy()
+    array = np.empty(tuple(tensor.shape), dtype.newbyteorder("<") if _FOREIGN else dtype)
+    _bytes_of(array)[...] = np.frombuffer(data, np.uint8)
+    return _native(array) if _FOREIGN else array
 
 
 def _no_room(size: int) -> MemoryBudgetError:
