@@ -115,6 +115,58 @@ def test_a_growth_beyond_the_range_is_no_zero_pivot(embedded: Client, method):
     assert caught.value.solution.status is Status.OUT_OF_RANGE
 
 
+GRADED = 10.0 ** np.array([0, -170, 0, -170, 0, -170.0])
+TRIDIAGONAL = 2 * np.eye(6) + np.eye(6, k=1) + np.eye(6, k=-1)
+ELIMINATE = [("banded", "csr"), ("block_diagonal", "csr"), ("superlu", "csr"), ("lu", "dense")]
+
+
+@pytest.mark.parametrize(("method", "layout"), ELIMINATE)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_a_pivot_that_underflows_is_no_zero_pivot(embedded: Client, method, layout, dtype):
+    """Rows and columns are so small that their products are none, and the matrix is as regular as any tridiagonal."""
+    a = (GRADED[:, None] * TRIDIAGONAL * GRADED[::-1]).astype(dtype)
+    x = (1 / GRADED[::-1]).astype(dtype)
+    if dtype == "complex128":
+        a, x = a * (1 + 2j), x * 1j
+    with pytest.warns(IllConditionedWarning):
+        got = embedded.solve(layout_of(a, layout), a @ x, method=method)
+    np.testing.assert_allclose(got.x, x, rtol=1e-13)
+    assert "a pivot of A underflows" in got.stats.reason
+
+
+@pytest.mark.parametrize("trans", ["T", "H"])
+@pytest.mark.parametrize(("method", "layout"), ELIMINATE)
+def test_a_pivot_that_underflows_in_the_other_directions(embedded: Client, method, layout, trans):
+    a = (GRADED[:, None] * TRIDIAGONAL * GRADED[::-1]) * (1 + 2j)
+    full = a.T if trans == "T" else a.conj().T
+    x = (1 / GRADED).astype(complex)
+    with pytest.warns(IllConditionedWarning):
+        got = embedded.solve(layout_of(a, layout), full @ x, method=method, trans=trans)
+    np.testing.assert_allclose(got.x, x, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("method", "layout"), [("banded", "csr"), ("lu", "dense")])
+def test_a_pivot_that_halves_with_every_row_is_no_zero_pivot(embedded: Client, method, layout):
+    """Entries are 1 and 2, and the last pivot is 2^-1199."""
+    n = 1200
+    a = 2 * np.eye(n) + np.eye(n, k=-1)
+    a[0, -1], a[-1, -1] = 1, 0
+    with pytest.warns(IllConditionedWarning):
+        got = embedded.solve(layout_of(a, layout), a @ np.ones(n), method=method)
+    assert np.abs(a @ got.x - a @ np.ones(n)).max() <= 1e-12
+
+
+@pytest.mark.parametrize("method_layout", ELIMINATE)
+@pytest.mark.parametrize("power", [0, -300, 300])
+def test_a_zero_pivot_is_one_however_columns_are_scaled(embedded: Client, method_layout, power):
+    a = np.eye(8) + np.eye(8, k=1) / 4
+    a[4] = a[3]  # from the diagonal of one on, so that the other is left with nothing
+    a[3, 3] = a[4, 3] = 2.0**power
+    method, layout = method_layout
+    with pytest.raises(SingularMatrixError):
+        embedded.solve(layout_of(a, layout), np.ones(8), method=method)
+
+
 def test_a_zero_pivot_is_still_one(embedded: Client):
     a = general("float64")
     a[:, 3] = 0
@@ -154,6 +206,74 @@ def test_denormal_parameters(embedded: Client, kind):
     got = embedded.solve(made(tiny), b * tiny)
     assert got.status is Status.OK
     np.testing.assert_allclose(got.x, np.linalg.solve(made(1.0).toarray(), b), rtol=1e-9)
+
+
+D, U, V = np.arange(2.0, N + 2), *numbers((2, N, 2), "float64", 5_113_214)
+S = np.diag(np.arange(40.0, 40 + N)) + numbers((N, N), "float64", 5_113_215)
+A1, A2 = (np.eye(n) * 3 + numbers((n, n), "float64", 5_113_216 + n) / 4 for n in (4, 6))
+KRON, LOW, UPDATED = np.kron(A1, A2), np.diag(D) + U @ V.T, S + U @ V.T
+
+
+def times(a, exponent):
+    """Exact, but for what denormal numbers cannot hold."""
+    return np.ldexp(a, exponent)
+
+
+def against(exponent):
+    """The largest double is below 2^1024."""
+    return min(-exponent, 1000)
+
+
+PARTS = {
+    "A2": lambda e: (backsolve.Kronecker(times(A1, 20), times(A2, e)), KRON, e + 20),
+    "A1 against A2": lambda e: (backsolve.Kronecker(times(A1, against(e)), times(A2, e)), KRON, e + against(e)),
+    "d and V": lambda e: (backsolve.LowRankPlusDiagonal(times(D, e), U, times(V, e)), LOW, e),
+    "d and U": lambda e: (backsolve.LowRankPlusDiagonal(times(D, e), times(U, e), V), LOW, e),
+    "U against V": lambda e: (
+        backsolve.LowRankPlusDiagonal(times(D, e + against(e)), times(U, against(e)), times(V, e)),
+        LOW,
+        e + against(e),
+    ),
+    "S and U": lambda e: (backsolve.LowRankUpdate(times(S, e), times(U, e), V), UPDATED, e),
+    "S and V": lambda e: (backsolve.LowRankUpdate(sparse.csr_array(times(S, e)), U, times(V, e)), UPDATED, e),
+    "U against V, on S": lambda e: (
+        backsolve.LowRankUpdate(times(S, e + against(e)), times(U, against(e)), times(V, e)),
+        UPDATED,
+        e + against(e),
+    ),
+}
+
+
+@pytest.mark.parametrize("trans", ["N", "H"])
+@pytest.mark.parametrize("exponent", [-1032, 1000])
+@pytest.mark.parametrize("which", PARTS)
+def test_parameters_near_the_ends_of_the_range(embedded: Client, which, exponent, trans):
+    """Wherever they stand, and whatever the size of the matrix that they make."""
+    a, plain, whole = PARTS[which](exponent)
+    b = numbers((N,), "float64", 5_113_217)
+    got = embedded.solve(a, times(b, min(whole, 1000)), trans=trans)
+    assert got.status is Status.OK
+    expected = np.linalg.solve(plain if trans == "N" else plain.T, times(b, min(whole, 1000) - whole))
+    np.testing.assert_allclose(got.x, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("method", ["lu", "gmres"])
+def test_updates_of_denormal_matrices_in_single_precision(embedded: Client, method, dtype):
+    s, u, v = (part.astype(dtype) for part in (S, U, V))
+    if np.dtype(dtype).kind == "c":
+        s, u = s + 1j * np.eye(N, dtype=dtype), u * (1 + 1j)
+    tiny = 2.0**-134
+    b = numbers((N, 2), dtype, 5_113_218)
+    got = embedded.solve(
+        backsolve.LowRankUpdate(s * s.dtype.type(tiny), u * u.dtype.type(tiny), v),
+        b * b.dtype.type(tiny),
+        method=method,
+    )
+    assert got.status is Status.OK
+    wide = [part.astype(np.complex128) for part in (s, u, v, b)]
+    expected = np.linalg.solve(wide[0] + wide[1] @ wide[2].conj().T, wide[3])
+    np.testing.assert_allclose(got.x, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
 def test_gradients_of_denormal_matrices(embedded: Client):

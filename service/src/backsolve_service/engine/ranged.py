@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from backsolve.errors import SingularMatrixError
-from backsolve.matrix import Matrix
 from backsolve.pattern import AnyPattern, StructuredPattern
 from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, FactorSpec, Outcome, Solver, Symbolic
+from .divided import divided, powers_of
 from .lstsq.base import LeastSquaresFactor
 from .operand import Operand
 from .registry import ROWS
@@ -26,50 +26,6 @@ from .tolerance import direct_backward_error
 
 if TYPE_CHECKING:
     from .answer import Answer
-
-_LINEAR_IN = {"low_rank": ("d", "U"), "kronecker": ("A1",), "circulant": ("c",), "toeplitz": ("t",)}
-"""Of a kind of structured matrix, the parameters that carry a factor of the whole."""
-
-
-def powers_of(operand: Operand) -> Array | None:
-    """`[systems]` exponents e that bring 2⁻ᵉ A to ordinary size; None where nothing is near the ends of the range.
-
-    A huge matrix is divided by no more than keeps its smallest entry normal.
-    """
-    if min(operand.m, operand.n) == 0 or operand.batch == 0:
-        return None
-    info = np.finfo(operand.dtype)
-    norms = operand.norm_table.max(axis=1)
-    found = exponents(np.where(np.isfinite(norms), norms, 0.0))
-    low = found < info.minexp + 2 * info.nmant
-    high = found > info.maxexp - info.nmant
-    if not np.any((low & (norms > 0)) | high):
-        return None
-    room = np.maximum(_least(operand) - info.minexp - 1, 0)
-    powers = np.where(high, np.minimum(found, room), np.where(low, found, 0))
-    return powers if powers.any() else None
-
-
-def _least(operand: Operand) -> Array:
-    """`[systems]` exponent of the smallest entry that is not zero."""
-    flat = operand.values.reshape(1 if operand.batch is None else operand.batch, -1)
-    size = np.abs(flat.view(flat.real.dtype))
-    return exponents(np.where((size > 0) & np.isfinite(size), size, np.inf).min(axis=1, initial=1.0))
-
-
-def _divided(operand: Operand, powers: Array) -> Operand:
-    """2⁻ᵉ A."""
-    values, pattern = operand.values, operand.pattern
-    down = -powers.reshape(-1, *[1] * (values.ndim - 1)) if operand.batch is not None else -powers
-    if not isinstance(pattern, StructuredPattern):
-        return Operand(Matrix(pattern, shift(values, down)))
-    scaled = values.copy()
-    views, original = pattern.split(scaled), pattern.split(values)
-    for name in _LINEAR_IN[pattern.kind.name]:
-        part = original[name]
-        each = down.reshape(-1, *[1] * (part.ndim - 1)) if operand.batch is not None else down
-        views[name][...] = shift(part, each)
-    return Operand(Matrix(pattern, scaled))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,13 +184,16 @@ class Ranged(Solver):
         given: Any = spec
         if spec.damp:
             given = replace(spec, damp=min(float(np.ldexp(spec.damp, -int(powers[0]))), _MOST_DAMP))
-        inner = self._factorized(symbolic, _divided(operand, powers), given)
+        inner = self._factorized(symbolic, divided(operand, powers), given)
         return (RangedDirect if inner.direct else RangedIterated)(operand, inner, powers)
 
     def _factorized(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor:
         try:
             return self.inner.factorize(symbolic, operand, spec)
         except SingularMatrixError as error:
+            again = self._lifted(symbolic, operand, spec)
+            if again is not None:
+                return again
             if spec.nullspace is not None or ROWS[spec.method].least_squares:
                 raise  # they say what to do in words of their own
             from .direct.dependent import named  # noqa: PLC0415  (of use only where something has failed)
@@ -243,6 +202,23 @@ class Ranged(Solver):
             if better is error:
                 raise
             raise better from error
+
+    def _lifted(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor | None:
+        """A factor where no more than an underflow had looked like a zero pivot."""
+        row = ROWS[spec.method]
+        plain = row.direct and row.needs == "square" and spec.nullspace is None and operand.batch is None
+        wide = np.dtype(spec.precision).itemsize >= operand.dtype.itemsize
+        if not (plain and wide) or isinstance(operand.pattern, StructuredPattern):
+            return None
+        from .lifted import LiftedFactor, lifted  # noqa: PLC0415  (of use only where something has failed)
+
+        made = lifted(operand)
+        if made is None:
+            return None
+        try:
+            return LiftedFactor(operand, self.inner.factorize(symbolic, made[0], spec), made[1])
+        except SingularMatrixError:
+            return None
 
 
 _MOST_DAMP = 2.0**900

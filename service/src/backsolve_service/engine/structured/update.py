@@ -26,8 +26,10 @@ from backsolve.types import Array, Trans
 from ..answer import answer
 from ..base import Controls, Factor, FactorSpec, Outcome
 from ..certify import two_norm
+from ..divided import divided, divided_update, update_power
 from ..faults import finite_statuses
 from ..operand import Operand
+from ..ranged import RangedDirect, RangedFactor, RangedIterated
 from ..tolerance import epsilon, iterative_rtol
 from .small import SmallLu, small_lu
 
@@ -152,8 +154,10 @@ class IteratedUpdate(UpdateFactor):
         return left, two_norm(left[None])
 
 
-def factorize_update(inner: Factor, operand: Operand) -> UpdateFactor:
+def factorize_update(inner: Factor, operand: Operand) -> Factor:
     """Prepare `S + U Vᴴ` on a factor of S: k solves with it, and `n k² + k³` multiply-adds.
+
+    Near the ends of the range of the element type it is 2⁻ᵉ (S + U Vᴴ) that is prepared, on the same factor.
 
     Args:
         inner: the factor of S.
@@ -164,6 +168,20 @@ def factorize_update(inner: Factor, operand: Operand) -> UpdateFactor:
         NonfiniteInputError: U or V holds NaN or infinity.
     """
     finite_statuses(operand)
+    core, base_power = (inner.inner, int(inner.powers[0])) if isinstance(inner, RangedFactor) else (inner, 0)
+    power = update_power(operand, base_power)
+    if power is None:
+        return _prepared(inner, operand)
+    if power == base_power:
+        scaled = _prepared(core, divided_update(operand, core.operand, power))
+    else:
+        base = divided(inner.operand, np.array([power]))
+        made = RangedDirect if core.direct else RangedIterated
+        scaled = _prepared(made(base, core, np.array([base_power - power])), divided_update(operand, base, power))
+    return (RangedDirect if scaled.direct else RangedIterated)(operand, scaled, np.array([power]))
+
+
+def _prepared(inner: Factor, operand: Operand) -> UpdateFactor:
     u, v = operand.systems[0]["U"], operand.wide[0]["V"]
     z = answer(inner, np.ascontiguousarray(u), "N", Controls()).x.astype(operand.wide_dtype)
     with np.errstate(all="ignore"):
