@@ -8,6 +8,10 @@ import pytest
 
 MODULES = ("torch", "jax", "tensorflow")
 
+STRUCTURED = ("Circulant", "Kronecker", "LowRankPlusDiagonal", "LowRankUpdate", "Toeplitz")
+SHARED = (*STRUCTURED, "HessianProducts", "gnvp", "hvp", "jacobian", "lstsq", "solve", "splstsq", "spsolve")
+"""Written down, so that the tests of one framework are collected where the others are not installed."""
+
 ALONE = {
     "LinearSolve": ({"torch", "tensorflow"}, "a layer: JAX has none of its own, its libraries call the function"),
     "Stats": ({"jax"}, "what compiled code can return in place of a certificate: arrays"),
@@ -32,20 +36,15 @@ def _parameters(named: Any) -> dict[str, tuple[Any, Any]]:
     return {each.name: (each.kind, each.default) for each in inspect.signature(named).parameters.values()}
 
 
-def _shared() -> list[str]:
-    return sorted(set.intersection(*(set(_module(name).__all__) for name in MODULES)))
-
-
 def test_all_have_the_same_names() -> None:
     have = {name: set(_module(name).__all__) for name in MODULES}
     for public in set.union(*have.values()):
         owners = {name for name in MODULES if public in have[name]}
         assert owners == ALONE.get(public, (set(MODULES), ""))[0], public
-    assert {"solve", "spsolve", "lstsq", "splstsq", "hvp", "gnvp", "jacobian", "HessianProducts"} <= set(_shared())
-    assert {"Circulant", "Kronecker", "LowRankPlusDiagonal", "LowRankUpdate", "Toeplitz"} <= set(_shared())
+    assert set.intersection(*have.values()) == set(SHARED)
 
 
-@pytest.mark.parametrize("public", _shared())
+@pytest.mark.parametrize("public", SHARED)
 def test_parameters_are_the_same(public: str) -> None:
     expected = _parameters(getattr(_module("torch"), public))
     for name in MODULES[1:]:
@@ -66,7 +65,7 @@ def test_options_of_every_call_are_the_same(name: str) -> None:
     assert {"client", "timeout", "on_failure", "observe"} == set(taken) & set(options)
 
 
-@pytest.mark.parametrize("kind", ["Circulant", "Kronecker", "LowRankPlusDiagonal", "LowRankUpdate", "Toeplitz"])
+@pytest.mark.parametrize("kind", STRUCTURED)
 def test_structured_matrices_have_the_same_members(kind: str) -> None:
     def members(name: str) -> set[str]:
         given = {each for each in dir(getattr(_module(name), kind)) if not each.startswith("_")}

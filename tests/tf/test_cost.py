@@ -71,11 +71,13 @@ def test_a_tangent_is_the_transpose_of_the_gradient(client: Client) -> None:
     """TensorFlow has no forward rule for such operations: it transposes the gradient's, in two solves."""
     A, b = _fresh(70_981_325), numbers(439_105_827, (5,))
 
-    def tangent() -> None:
+    def tangent() -> Any:
         with tf.autodiff.ForwardAccumulator(A, direction(A)) as accumulator:
-            accumulator.jvp(solve(A, b, client=client))
+            return accumulator.jvp(solve(A, b, client=client))
 
     assert _counted(client, tangent) == (1, 2, 1, 0)
+    A = _fresh(812_650_394)
+    assert _counted(client, tf.function(tangent)) == (1, 2, 1, 0)
 
 
 def test_nothing_is_hashed_twice(embedded: Client, monkeypatch: pytest.MonkeyPatch) -> None:

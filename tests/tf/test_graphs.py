@@ -13,6 +13,7 @@ from backsolve.tensorflow import solve, spsolve
 from support.tf_tensors import (
     close,
     dense,
+    direction,
     gradients,
     numbers,
     places,
@@ -63,6 +64,55 @@ def _derivatives(f: Function, operand: Any, b: Any) -> list[Any]:
 
 def _unknown(tensor: Any) -> tf.TensorSpec:
     return tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
+
+
+def _pushed(f: Function, operand: Any, b: Any) -> Any:
+    """The tangent of f along both operands."""
+    with tf.autodiff.ForwardAccumulator([operand, b], [direction(operand), direction(b)]) as accumulator:
+        x = f(operand, b)
+    return accumulator.jvp(x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def _pushed_gradients(f: Function, operand: Any, b: Any) -> Any:
+    with tf.autodiff.ForwardAccumulator([operand, b], [direction(operand), direction(b)]) as accumulator:
+        found = gradients(f, operand, b)
+    return accumulator.jvp(found)
+
+
+def _pushed_twice(f: Function, operand: Any, b: Any) -> Any:
+    with tf.autodiff.ForwardAccumulator([operand, b], [b[0] * operand, direction(b)]) as accumulator:
+        moved = _pushed(f, operand, b)
+    return accumulator.jvp(moved)
+
+
+def _pulled_tangent(f: Function, operand: Any, b: Any) -> Any:
+    return gradients(lambda operand, b: _pushed(f, operand, b), operand, b)
+
+
+@each_form
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("nested", [_pushed, _pushed_gradients, _pushed_twice, _pulled_tangent])
+def test_forward_mode_inside(embedded: Client, form: Form, known: bool, nested: Any) -> None:
+    """In a graph an accumulator takes what a custom gradient returns for a constant: its tangent would be zero."""
+    signature = None if known else [_unknown(form.operand), _unknown(B)]
+
+    def inside(f: Function) -> Any:
+        return tf.function(lambda operand, b: nested(f, operand, b), input_signature=signature)(form.operand, B)
+
+    close(inside(form.ours(embedded)), inside(form.truth), rtol=1e-9)
+
+
+@pytest.mark.parametrize("trans", ["N", "T", "H"])
+def test_forward_mode_inside_of_complex_columns(embedded: Client, trans: Any) -> None:
+    a, b = dense(570_926_318, (3,), dtype="complex128"), numbers(114_803_962, (3, 5, 2), "complex128")
+    ours = tf.function(lambda a, b: _pushed(lambda a, b: solve(a, b, trans=trans, client=embedded), a, b))
+    close(ours(a, b), _pushed(lambda a, b: reference(a, b, trans), a, b))
+
+
+@each_form
+def test_forward_mode_around(embedded: Client, form: Form) -> None:
+    around = tf.function(form.ours(embedded), input_signature=[_unknown(form.operand), _unknown(B)])
+    close(_pushed(around, form.operand, B), _pushed(form.truth, form.operand, B))
 
 
 @each_form

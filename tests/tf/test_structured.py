@@ -13,6 +13,7 @@ from backsolve.tensorflow import Circulant, Kronecker, LowRankPlusDiagonal, LowR
 from support.tf_tensors import (
     close,
     dense,
+    direction,
     gradients,
     numbers,
     places,
@@ -112,6 +113,20 @@ def test_derivatives(kind: str, dtype: str, columns: tuple[int, ...], trans: Any
     close(ours(*given), truth(*given))
     close(gradients(ours, *given), gradients(truth, *given), rtol=1e-9)
     close(products(ours, *given), products(truth, *given), rtol=1e-8)
+
+
+@each_kind
+def test_a_tangent_inside_of_a_function(kind: str, embedded: Client) -> None:
+    parameters, made, full = KINDS[kind]
+    given = [*parameters("complex128", ()), numbers(86_041_927, (N,), "complex128")]
+
+    def tangent(f: Callable[..., Any]) -> Any:
+        with tf.autodiff.ForwardAccumulator(given, [direction(each) for each in given]) as accumulator:
+            x = f(*given)
+        return accumulator.jvp(x)
+
+    traced = tf.function(lambda: tangent(lambda *given: solve(made(*given[:-1]), given[-1], client=embedded)))
+    close(traced(), tangent(lambda *given: reference(full(*given[:-1]), given[-1])))
 
 
 @each_kind

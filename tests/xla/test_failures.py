@@ -346,6 +346,14 @@ def test_traced_indices_and_options_are_refused(embedded: Client) -> None:
     close(inside(stored.data), reference(_spd(), _b()))
 
 
+def test_indices_of_numpy_inside_of_jit_are_refused_with_the_way_out(embedded: Client) -> None:
+    """JAX wraps them as it does arguments; the same indices as an array of JAX's are a constant."""
+    stored = sparse.BCOO.fromdense(_spd())
+    indices = np.asarray(stored.indices)
+    with pytest.raises(NotSupportedError, match=r"outside of the function, jnp\.asarray\(indices\)"):
+        jax.jit(lambda data: solve(sparse.BCOO((data, indices), shape=(6, 6)), _b(), client=embedded))(stored.data)
+
+
 def test_arrays_of_numpy_are_welcome(embedded: Client) -> None:
     a, b = np.asarray(dense(518_360_274)), np.asarray(_b())
     x = solve(a, b, client=embedded)
@@ -364,6 +372,15 @@ def test_single_precision_stays_single(embedded: Client) -> None:
                 close(x, reference(a, b), rtol=1e-4, atol=1e-5)
                 gradient = wrap(jax.grad(lambda a, b: solve(a, b, client=embedded).sum()))(a, b)
                 assert gradient.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shapes", [((4, 0, 0), (4, 0, 2)), ((0, 3, 3), (0, 3, 2)), ((3, 3), (3, 2)), ((0, 0), (0, 2))])
+@pytest.mark.parametrize("size", [0, 2])
+def test_mapped_columns_of_empty_systems(shapes: tuple[tuple[int, ...], ...], size: int, embedded: Client) -> None:
+    a, b = jnp.zeros(shapes[0]) + jnp.eye(shapes[0][-1]), jnp.ones((size, *shapes[1]))
+    f = jax.vmap(lambda b: solve(a, b, client=embedded))
+    assert f(b).shape == b.shape
+    assert jax.grad(lambda b: f(b).sum())(b).shape == b.shape
 
 
 def test_empty_systems(embedded: Client) -> None:

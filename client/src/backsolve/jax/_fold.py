@@ -16,7 +16,10 @@ def lead(array: Array, dim: int | None, size: int) -> Array:
 def to_columns(mapped: Array, systems: int) -> Array:
     """`[v, (batch,) n(, k)]` to `[(batch,) n, v(*k)]`; `systems` is 1 where there is a batch."""
     moved = jnp.moveaxis(mapped, 0, systems + 1)
-    return moved if moved.ndim == systems + 2 else moved.reshape((*moved.shape[: systems + 1], -1))
+    if moved.ndim == systems + 2:
+        return moved
+    # Not -1, which has no answer where the system has no rows, or the batch none of them.
+    return moved.reshape((*moved.shape[: systems + 1], moved.shape[-2] * moved.shape[-1]))
 
 
 def from_columns(flat: Array, mapped: Array, systems: int) -> Array:

@@ -34,7 +34,7 @@ def extract(A: BCOO | BCSR) -> tuple[Array, Pattern]:
     Raises:
         InvalidShapeError: other dimensions.
         InvalidPatternError: broken indices, or several patterns in one batch.
-        NotSupportedError: indices without numbers: those of an argument of a jitted function.
+        NotSupportedError: indices without numbers: an argument of a jitted function, or NumPy's, wrapped inside of one.
     """
     if A.n_dense or A.n_batch > 1 or A.ndim != A.n_batch + 2:
         raise InvalidShapeError(
@@ -83,8 +83,9 @@ def _known(indices: Any) -> Any:
     found = indices.to_concrete_value() if traced else indices
     if found is None:
         raise NotSupportedError(
-            "the indices of A are an argument of a traced function, and have no numbers yet: build A inside of the "
-            "function from its data and constant indices, or use spsolve(values, pattern, b)"
+            "the indices of A have no numbers while the function is traced: they are an argument of it, or an array of "
+            "NumPy that JAX has wrapped there; build A from index arrays of JAX's that were made outside of the "
+            "function, jnp.asarray(indices), or use spsolve(values, pattern, b)"
         )
     return np.asarray(found)
 

@@ -21,8 +21,9 @@ from ..errors import InvalidOptionError, NotSupportedError
 from ..kinds.base import Operator
 from ..pattern import StructuredPattern
 from ..types import Certificate
+from ._forward import tied, unseen
 from ._request import Asked, Operands, answer
-from ._rules import ANY, Place, Tensor, algebra, structured_gradient, values_gradient
+from ._rules import ANY, Place, Tensor, algebra, shaped, structured_gradient, values_gradient
 
 _LOST: Final = (
     "TensorFlow has dropped the gradient of a solve on its way: a gradient outside of tf.vectorized_map, or of a "
@@ -144,11 +145,12 @@ def _call(
 
     marked = tf.constant(np.frombuffer(mark, dtype=np.uint8))
     # Stateless: a graph that does not need an answer need not ask for it.
-    x, told = tf.numpy_function(called_back, [marked, *tensors], [rhs.dtype, tf.uint8], stateful=False, name=_NAME)
-    x.set_shape(_shape(asked, where, values, rhs))
-    told.set_shape([None])
-    # To TensorFlow x is a constant. Where it drops the rule that ties x to A and b, its gradient would be zero.
-    return tf.raw_ops.PreventGradient(input=x, message=_LOST), told, None
+    with unseen(values, rhs):
+        x, told = tf.numpy_function(called_back, [marked, *tensors], [rhs.dtype, tf.uint8], stateful=False, name=_NAME)
+        x.set_shape(_shape(asked, where, values, rhs))
+        told.set_shape([None])
+        # To TensorFlow x is a constant. Where it drops the rule that ties x to A and b, its gradient would be zero.
+        return tf.raw_ops.PreventGradient(input=x, message=_LOST), told, None
 
 
 def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, note: Tensor) -> Tensor:
@@ -158,17 +160,14 @@ def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, no
     # derivative of the rule may be built in a third graph, for which the same holds.
     where, values, rhs, x, note = where.here(), _here(values), _here(rhs), _here(x), _here(note)
 
-    @tf.custom_gradient
-    def solution(values: Tensor, rhs: Tensor) -> tuple[Tensor, Any]:
-        def pull(grad: Tensor) -> tuple[Tensor | None, Tensor]:
-            # What the caller was given, so that its cotangents and those of this rule are solved with at once.
-            # A forward accumulator runs the rule before that; x is tied anew then.
-            answer = returned[0] if returned else _tied(asked, where, values, rhs, x, note)
-            return _pulled(asked, where, values, rhs, answer, note, tf.ensure_shape(_dense(grad), x.shape))
+    def pull(grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        # What the caller was given, so that its cotangents and those of this rule are solved with at once.
+        # A forward accumulator runs the rule before that; x is tied anew then.
+        answer = returned[0] if returned else _tied(asked, where, values, rhs, x, note)
+        return _pulled(asked, where, values, rhs, answer, note, shaped(_dense(grad), x.shape))
 
-        return tf.identity(x), pull
-
-    returned.append(solution(values, rhs))
+    solution = tf.custom_gradient(lambda values, rhs: (tf.identity(x), pull))
+    returned.append(tied(solution, pull, values, rhs))
     return returned[0]
 
 

@@ -8,7 +8,7 @@ from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError, N
 from ..pattern import StructuredPattern, parameters
 from ._function import Where, of_indices
 from ._request import Asked
-from ._rules import Tensor
+from ._rules import Tensor, shaped
 
 _TYPES: Final = (tf.float32, tf.float64, tf.complex64, tf.complex128)
 
@@ -111,7 +111,7 @@ def fitting(
     lead = values.shape.rank - len(entries)
     if rows is None or b.shape[lead] is not None:
         return b
-    return tf.ensure_shape(b, [*b.shape[:lead], rows, *b.shape[lead + 1 :]])
+    return shaped(b, [*b.shape[:lead], rows, *b.shape[lead + 1 :]])
 
 
 def refuse_statistics(return_stats: bool) -> None:

@@ -132,6 +132,13 @@ def algebra(place: Place | None) -> Algebra:
     return Algebra(OPS, place.outer, place.product, tf.math.conj, tf.zeros_like)
 
 
+def shaped(tensor: Tensor, shape: Any) -> Tensor:
+    """A tensor of which more is known; `tf.ensure_shape` is an operation that accumulators cannot push through."""
+    same = tf.identity(tensor)
+    same.set_shape(shape)
+    return same
+
+
 def _summed(terms: Tensor, into: Tensor, size: Any) -> Tensor:
     """`[..., size, k]`, the sums of the `[..., nnz, k]` that belong to each row."""
     # Segments are summed over the leading axis alone.

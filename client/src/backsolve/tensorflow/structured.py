@@ -15,7 +15,7 @@ from ..pattern import DensePattern, Pattern, StructuredPattern
 from ._arrays import OPS, Arraylike
 from ._inputs import tensor
 from ._request import coordinates
-from ._rules import ANY, Tensor, algebra, of_pattern
+from ._rules import ANY, Tensor, algebra, of_pattern, shaped
 
 
 class Structured(ABC):
@@ -60,7 +60,7 @@ class Structured(ABC):
             # The size is known, whatever the batch is.
             size = tf.TensorShape(shape).num_elements()
             whole = tf.reshape(parts[name], tf.concat([lead, [size]], 0))
-            flat.append(tf.ensure_shape(whole, [*self.batch, size]))
+            flat.append(shaped(whole, [*self.batch, size]))
         return tf.concat(flat, -1)
 
     def matvec(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Structured(ABC):
         name, shape = self.pattern.parts[0]
         lead = tf.shape(self._parts()[name])[: self._parts()[name].shape.rank - len(shape)]
         eye = tf.eye(self.shape[1], batch_shape=lead, dtype=self.dtype)
-        return self.matvec(tf.ensure_shape(eye, [*self.batch, *self.shape]))
+        return self.matvec(shaped(eye, [*self.batch, *self.shape]))
 
 
 def _parameters(given: dict[str, tuple[Any, int]], *, one: bool = False) -> list[Tensor]:
