@@ -17,28 +17,37 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-LONG: Final = ("engine", "congruence", "pytorch", "xla", "e2e", "tf", "frameworks")
+BESIDE: Final = "files"
+"""The part of the files that lie in no folder."""
+
+LONG: Final = ("engine", BESIDE, "pytorch", "xla", "congruence", "service", "e2e", "loadtests", "transports", "tf")
 """Started first, so that none of them is what all others have to be waited for."""
 
 SIDE_BY_SIDE: Final = 2
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not containers")
+NOT_NEEDED: Final = ("typeguard", "jaxtyping", "anyio", "hypothesispytest")
+"""Plugins that other packages bring: a second for each process, half a millisecond for each of 30 000 tests.
+
+Hypothesis runs without its own; what that one checks besides is how tests are written, and pytest alone loads it.
+"""
 ENVIRONMENT: Final = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def parts(tests: Path) -> list[tuple[str, list[str]]]:
     """Name and paths of each part, longest first: every folder that has tests, and the files beside them."""
-    folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
-    long, short = [name for name in LONG if name in folders], sorted(folders - set(LONG))
+    found = {path.name: [str(path)] for path in tests.iterdir() if any(path.glob("test_*.py"))}
     files = sorted(str(path) for path in tests.glob("test_*.py"))
-    beside = [("files", files)] if files else []
-    return [(name, [str(tests / name)]) for name in long] + beside + [(name, [str(tests / name)]) for name in short]
+    if files:
+        found[BESIDE] = files
+    return [(name, found[name]) for name in [*filter(found.__contains__, LONG), *sorted(found.keys() - set(LONG))]]
 
 
 def run(name: str, paths: Sequence[str]) -> tuple[str, int, float, str]:
     """Its name, pytest's exit status, the seconds it took, what it said."""
     print(f"{name}: begun", flush=True)
     began = time.monotonic()
-    command = [*PYTEST, "-p", "no:cacheprovider", "--durations=5", "--durations-min=5", *paths]
+    without = [argument for name in NOT_NEEDED for argument in ("-p", f"no:{name}")]
+    command = [*PYTEST, *without, "-p", "no:cacheprovider", "--durations=5", "--durations-min=5", *paths]
     with tempfile.TemporaryFile("w+") as said:
         status = subprocess.run(
             command, cwd=ROOT, env=ENVIRONMENT, stdout=said, stderr=subprocess.STDOUT, check=False

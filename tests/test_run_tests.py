@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run_tests import ENVIRONMENT, LONG, main, parts
+from scripts.run_tests import LONG, main, parts
 
 TESTS = Path(__file__).parent
 
@@ -24,9 +24,7 @@ def test_what_is_started_first_exists():
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    # Most of the time of so small a test would go into plugins that it has no use for.
-    monkeypatch.setitem(ENVIRONMENT, "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+def small(tmp_path):
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "test_it.py").write_text("def test_it():\n    assert sorted([2, 1]) == [1, 2]\n")
