@@ -1,7 +1,8 @@
-"""Whether a server's memory grows with the requests that it answers."""
+"""Whether a server's memory grows with the requests that it answers, over connections that last, as clients' do."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from typing import final
 
@@ -13,9 +14,9 @@ from loadtests.served.watch import Slope, resident_bytes, slope
 from loadtests.target import Target
 from scripts.local_server import LocalServer
 
-from .lean import Generator, Load, prepare
+from .lean import Generator, Load, Rate, prepare
 from .part import Asked, Found, cores, server_on
-from .rate import CALLERS, ROWS, matrix
+from .rate import CALLERS, NAMES, ROWS, matrix
 
 SHORT, LONG = 10_000, 200_000
 """Requests."""
@@ -24,13 +25,13 @@ MOST_SECONDS = {False: 60.0, True: 2400.0}
 """A run ends then at the latest, and says how far it came."""
 
 SPELLS = 60
-"""The memory is looked at so often; the slope needs the first fifth to settle and ten blocks of the rest."""
+"""Looks at the memory over each way; the slope leaves out the first fifth, and needs ten blocks of the rest."""
 
 WARM = 1100
 """New matrices before all: they fill the cache, and whatever remembers the last thousand of something."""
 
-FRESH = 8
-"""New matrices after each spell."""
+FRESH = 4
+"""New matrices at each look."""
 
 SETTINGS = {"BACKSOLVE_CACHE_BYTES": "8MiB"}
 SEED = 550_283_917
@@ -39,10 +40,10 @@ SEED = 550_283_917
 @final
 @dataclass
 class Soaked:
-    """What was seen, once after each spell.
+    """What was seen of one way, at each look.
 
     Attributes:
-        requests: answered so far.
+        requests: that the server has answered so far.
         sizes: resident bytes.
         wrong, checked: answers.
     """
@@ -52,76 +53,94 @@ class Soaked:
     wrong: int = 0
     checked: int = 0
 
+    @property
+    def answered(self) -> int:
+        """Between the first look and the last."""
+        return int(self.requests[-1] - self.requests[0]) if self.requests else 0
+
     def growth(self) -> Slope | None:
-        """Bytes a request, with its 95 % interval; None of too few spells."""
+        """Bytes a request, with its 95 % interval; None of too few looks."""
         return slope(self.requests, self.sizes)
 
 
 def measure(asked: Asked) -> Found:
-    """One server, REST and gRPC in turn, a full cache."""
+    """One server, REST and then gRPC, a full cache."""
     count = LONG if asked.long else SHORT
     with server_on(cores()[0], SETTINGS) as server, Generator(cores()[1]) as generator:
         seen = soak(server, generator, asked.ways, count, asked.seconds or MOST_SECONDS[asked.long])
     return judge(seen, count)
 
 
-def soak(server: LocalServer, generator: Generator, ways: tuple[str, ...], count: int, most_seconds: float) -> Soaked:
-    """So many requests, or as many as the time allows, in spells; after each the memory, and a few new matrices."""
-    seen, end = Soaked(), time.monotonic() + most_seconds
-    A = matrix(ROWS)
-    loads = {way: prepare(server.http if way == "http" else server.grpc, A) for way in ways}
-    fresh = _matrices()
-    spells, answered = _spells(generator, loads, count / SPELLS), 2 * WARM
-    with Client(server.http) as client:
+def soak(
+    server: LocalServer, generator: Generator, ways: tuple[str, ...], count: int, most_seconds: float
+) -> Mapping[str, Soaked]:
+    """So many requests, an equal share each way, or as many as the time allows; each way over the same connections."""
+    seen: dict[str, Soaked] = {}
+    with Client(server.http) as client, ThreadPoolExecutor(1) as pool:
+        fresh = _matrices()
         for _ in range(WARM):
             _train(client, next(fresh))
-        client.solve(A, np.ones(ROWS))
-        answered += 1
-        for rate_answered, checked, wrong in spells:
-            answered += rate_answered
-            seen.checked += checked
-            seen.wrong += wrong
-            for _ in range(FRESH):
-                _train(client, next(fresh))
-            client.solve(A, np.ones(ROWS))  # new matrices may have driven it out
-            answered += 2 * FRESH + 1
-            seen.requests.append(float(answered))
-            seen.sizes.append(float(resident_bytes(server.pid)))
-            if answered >= count or time.monotonic() > end:
-                return seen
-    raise AssertionError("spells do not end")
+        for way in ways:
+            load = prepare(server.http if way == "http" else server.grpc, matrix(ROWS))
+            speed = _drive(generator, load, 0.5).per_second
+            seconds = min(count / len(ways) / speed, most_seconds / 2 / len(ways))
+            # Once for nothing: the allocator settles over it, with all that is done at the looks.
+            for _ in range(2):
+                running = pool.submit(_drive, generator, load, seconds)
+                seen[way] = _watched(running, seconds / SPELLS, server.pid, client, fresh)
+    return seen
 
 
-def judge(seen: Soaked, count: int) -> Found:
-    """The growth in half-widths of its interval: up to 1 it cannot be told from none."""
-    found = Found(
-        faults=[f"{seen.wrong} of {seen.checked} answers are wrong"] if seen.wrong or not seen.checked else []
-    )
-    answered, grown = int(seen.requests[-1]), seen.growth()
-    found.data = {"asked": count, "requests": seen.requests, "sizes": seen.sizes}
-    if grown is None:
-        found.faults.append(f"the server was too slow to tell a slope: {answered} of {count} requests")
-        return found
-    half = grown.high - grown.value
-    found.targets.append(Target("RSS slope, in half-widths of its 95 % interval", grown.value / half, 1.0, True))
-    found.notes.append(
-        f"{answered} of {count} requests; {grown.value:+.0f} bytes a request, 95 % interval {grown.low:+.0f} to "
-        f"{grown.high:+.0f}; resident {seen.sizes[0] / 2**20:.0f} MiB after the first spell, "
-        f"{seen.sizes[-1] / 2**20:.0f} MiB at the end"
-    )
-    found.data |= {"slope": grown.value, "low": grown.low, "high": grown.high}
+def _drive(generator: Generator, load: Load, seconds: float) -> Rate:
+    return generator.drive(load, callers=CALLERS, connections=CALLERS, seconds=seconds, warm=0.0)
+
+
+def _watched(
+    running: "Future[Rate]", pause: float, pid: int, client: Client, fresh: Iterator[NDArray[np.float64]]
+) -> Soaked:
+    """Look at the memory while a load runs, and have new matrices solved with."""
+    found, over = Soaked(), False
+    while not over:
+        over = bool(wait_for([running], timeout=pause).done)
+        for _ in range(FRESH):
+            _train(client, next(fresh))
+        stats = client.stats()
+        found.requests.append(stats["solves"] + stats["adjoint_solves"])
+        found.sizes.append(float(resident_bytes(pid)))
+    rate = running.result()
+    found.checked, found.wrong = rate.checked, rate.wrong
     return found
 
 
-def _spells(generator: Generator, loads: dict[str, Load], each: float) -> Iterator[tuple[int, int, int]]:
-    """About so many requests at a time, by each way in turn; what was answered, checked and wrong."""
-    speed = dict.fromkeys(loads, 0.0)
-    while True:
-        for way, load in loads.items():
-            seconds = min(max(each / speed[way], 0.05), 60.0) if speed[way] else 0.2
-            rate = generator.drive(load, callers=CALLERS, connections=CALLERS, seconds=seconds, warm=0.0)
-            speed[way] = rate.per_second
-            yield rate.answered, rate.checked, rate.wrong
+def judge(seen: Mapping[str, Soaked], count: int) -> Found:
+    """The growth of each way in half-widths of its interval: up to 1 it cannot be told from none."""
+    found = Found()
+    for way, one in seen.items():
+        _judge(found, NAMES[way], way, one)
+    answered = sum(one.answered for one in seen.values())
+    found.notes.append(f"{answered} of {count} requests were looked at")
+    found.data["asked"] = count
+    return found
+
+
+def _judge(found: Found, name: str, way: str, seen: Soaked) -> None:
+    if seen.wrong or not seen.checked:
+        found.faults.append(f"{name}: {seen.wrong} of {seen.checked} answers are wrong")
+    grown = seen.growth()
+    found.data[way] = {"requests": seen.requests, "sizes": seen.sizes}
+    if grown is None:
+        found.faults.append(f"{name}: too slow to tell a slope, {seen.answered} requests in {len(seen.sizes)} looks")
+        return
+    half = grown.high - grown.value
+    found.targets.append(
+        Target(f"{name}: RSS slope, in half-widths of its 95 % interval", grown.value / half, 1.0, True)
+    )
+    found.notes.append(
+        f"{name}: {seen.answered} requests; {grown.value:+.1f} bytes a request, 95 % interval {grown.low:+.1f} to "
+        f"{grown.high:+.1f}; resident {seen.sizes[0] / 2**20:.1f} MiB at the first look, "
+        f"{seen.sizes[-1] / 2**20:.1f} MiB at the last"
+    )
+    found.data[way] |= {"slope": grown.value, "low": grown.low, "high": grown.high}
 
 
 def _matrices() -> Iterator[NDArray[np.float64]]:
