@@ -30,8 +30,8 @@ SPELLS = 60
 WARM = 1100
 """New matrices before all: they fill the cache, and whatever remembers the last thousand of something."""
 
-FRESH = 4
-"""New matrices at each look."""
+FRESH = 1
+"""New matrices at each look, so that the cache does not rest."""
 
 SETTINGS = {"BACKSOLVE_CACHE_BYTES": "8MiB"}
 SEED = 550_283_917
