@@ -152,6 +152,19 @@ def test_a_cotangent_that_comes_as_slices(embedded: Client) -> None:
     close(*(products(lambda A, b, f=f: tf.gather(f(A, b), [3, 1, 3]), A, b) for f in (_of(embedded), reference)))
 
 
+def test_slices_without_the_shape_of_the_whole(embedded: Client) -> None:
+    """TensorFlow's own conversion refuses them; here it is known."""
+
+    @tf.custom_gradient
+    def some_rows(x: Any) -> Any:
+        return tf.gather(x, [3, 1, 3]), lambda grad: tf.IndexedSlices(grad, tf.constant([3, 1, 3]))
+
+    A, b = dense(51_482_096), numbers(317_906_225, (5, 2))
+    expected = gradients(lambda A, b: tf.gather(reference(A, b), [3, 1, 3]), A, b)
+    for wrap in (lambda f: f, tf.function):
+        close(gradients(wrap(lambda A, b: some_rows(_of(embedded)(A, b))), A, b), expected)
+
+
 @each_trans
 @each_dtype
 def test_forward_mode(embedded: Client, trans: Any, dtype: str) -> None:

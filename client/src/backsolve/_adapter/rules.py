@@ -37,6 +37,15 @@ def as_element_type(constant: Array, like: Numbers) -> Numbers:
     return constant.astype(getattr(like.dtype, "as_numpy_dtype", like.dtype))
 
 
+def gradients_are_transposed(pattern: AnyPattern, left: Numbers, right: Numbers) -> Numbers:
+    """`outer` of a framework that makes its gradients of tangents, and never asks for it.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError("this framework transposes tangents: no gradient is formed here")
+
+
 class Product(Protocol):
     """`A x`, or `Aᵀ x`, for the matrix with these values, `[..., m, n]`; `x` is `[..., n, k]`."""
 
@@ -50,18 +59,18 @@ class Algebra:
 
     Attributes:
         ops: for structured matrices.
-        outer: `sum_k left[r, k] conj(right[c, k])` on the stored entries of a pattern.
         product: see `Product`.
         conj: the complex conjugate; of real numbers, these themselves.
         zeros_like: of an array.
+        outer: `sum_k left[r, k] conj(right[c, k])` on the stored entries of a pattern, for gradients.
         constant: a NumPy array of real numbers, made fit to be multiplied with another array.
     """
 
     ops: Ops
-    outer: Callable[[AnyPattern, Numbers, Numbers], Numbers]
     product: Product
     conj: Callable[[Numbers], Numbers]
     zeros_like: Callable[[Numbers], Numbers]
+    outer: Callable[[AnyPattern, Numbers, Numbers], Numbers] = gradients_are_transposed
     constant: Callable[[Array, Numbers], Numbers] = as_element_type
 
 

@@ -32,26 +32,6 @@ def _conj(a: Array) -> Array:
 OPS: Final = Ops(jnp.fft, _concatenate, jnp.iscomplexobj)
 
 
-def outer(pattern: AnyPattern, left: Array, right: Array) -> Array:
-    """`sum_k left[r, k] conj(right[c, k])` on the stored entries."""
-    if not isinstance(pattern, Pattern):
-        return jnp.matmul(left, _conj(right).swapaxes(-1, -2), precision=lax.Precision.HIGHEST)
-    rows, columns = pattern.rows, pattern.indices
-
-    def products(some: Array, other: Array) -> Array:
-        return some[..., rows] * _conj(other[..., columns])
-
-    if pattern.nnz * _systems(left) * left.shape[-1] <= _MOST:
-        return products(left.swapaxes(-1, -2), right.swapaxes(-1, -2)).sum(-2)
-
-    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + products(*pair), None
-
-    nothing = products(left[..., 0], right[..., 0]) * 0
-    total, _ = lax.scan(add, nothing, (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -1, 0)))
-    return total
-
-
 def product(pattern: AnyPattern, values: Array, x: Array, *, transposed: bool) -> Array:
     """`A x`, or `Aᵀ x`, for the matrix with these values, `[m, n]`."""
     if not isinstance(pattern, Pattern):
@@ -73,7 +53,7 @@ def _systems(x: Array) -> int:
     return max(1, x.size // max(1, x.shape[-1] * x.shape[-2]))
 
 
-ALGEBRA: Final[Algebra] = Algebra(OPS, outer, product, _conj, jnp.zeros_like)
+ALGEBRA: Final[Algebra] = Algebra(OPS, product, _conj, jnp.zeros_like)
 
 
 def tangent_rhs(

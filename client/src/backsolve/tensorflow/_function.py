@@ -164,7 +164,7 @@ def _tied(asked: Asked, where: Where, values: Tensor, rhs: Tensor, x: Tensor, no
         # What the caller was given, so that its cotangents and those of this rule are solved with at once.
         # A forward accumulator runs the rule before that; x is tied anew then.
         answer = returned[0] if returned else _tied(asked, where, values, rhs, x, note)
-        return _pulled(asked, where, values, rhs, answer, note, shaped(_dense(grad), x.shape))
+        return _pulled(asked, where, values, rhs, answer, note, shaped(_dense(grad, x), x.shape))
 
     solution = tf.custom_gradient(lambda values, rhs: (tf.identity(x), pull))
     returned.append(tied(solution, pull, values, rhs))
@@ -216,8 +216,9 @@ def _operator(asked: Asked) -> Operator:
     return ADJOINT[trans] if asked.adjoint else trans
 
 
-def _dense(grad: Any) -> Tensor:
-    """A cotangent that may have come as rows with their places, as those of `tf.gather` do."""
+def _dense(grad: Any, x: Tensor) -> Tensor:
+    """A cotangent of x that may have come as rows with their places, as those of `tf.gather` do."""
     if isinstance(grad, tf.IndexedSlices):
-        return tf.math.unsorted_segment_sum(grad.values, grad.indices, grad.dense_shape[0])
+        # Those of a user's own rule may lack the shape of the whole.
+        return tf.math.unsorted_segment_sum(grad.values, grad.indices, tf.shape(x)[0])
     return tf.convert_to_tensor(grad)

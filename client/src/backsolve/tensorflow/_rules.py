@@ -118,7 +118,7 @@ def structured_gradient(
     def outer(_: AnyPattern, left: Arraylike, right: Arraylike) -> Arraylike:
         return Arraylike(below.outer(ANY, left.tensor, right.tensor))
 
-    on = Algebra(OPS, outer, below.product, Arraylike.conj, below.zeros_like)
+    on = Algebra(OPS, below.product, Arraylike.conj, below.zeros_like, outer)
     found: Arraylike = rules.values_gradient(
         on, pattern, operator, Arraylike(lam), Arraylike(x), vectors, Arraylike(values)
     )
@@ -128,8 +128,8 @@ def structured_gradient(
 def algebra(place: Place | None) -> Algebra:
     """The operations, for one matrix of entries."""
     if place is None:
-        return Algebra(OPS, _dense_outer, _dense_product, tf.math.conj, tf.zeros_like)
-    return Algebra(OPS, place.outer, place.product, tf.math.conj, tf.zeros_like)
+        return Algebra(OPS, _dense_product, tf.math.conj, tf.zeros_like, _dense_outer)
+    return Algebra(OPS, place.product, tf.math.conj, tf.zeros_like, place.outer)
 
 
 def shaped(tensor: Tensor, shape: Any) -> Tensor:

@@ -104,4 +104,4 @@ def _constant(constant: Array, like: Tensor) -> Tensor:
     return torch.as_tensor(constant, dtype=like.real.dtype, device=like.device)
 
 
-ALGEBRA: Final = Algebra(_EXACT, outer, product, torch.conj, torch.zeros_like, _constant)
+ALGEBRA: Final = Algebra(_EXACT, product, torch.conj, torch.zeros_like, outer, _constant)
