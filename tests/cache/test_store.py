@@ -290,6 +290,9 @@ def test_what_is_pinned_stays_and_the_newcomer_is_refused_with_both_figures(op):
         newcomer = shop.matrix(op)
         with pytest.raises(MemoryBudgetError, match=f"{10 * MIB}") as refusal:
             shop.factor(newcomer, 4 * MIB)
+        assert "calls under way hold" in str(refusal.value)
+        assert "send fewer at a time" in str(refusal.value), "it would fit: neither another method nor less is needed"
+        assert "method" not in str(refusal.value)
         assert int(refusal.value.details["limit"]) == 10 * MIB
         assert int(refusal.value.details["size"]) >= 4 * MIB
         assert shop.cache.factor(busy, SUPERLU) is kept

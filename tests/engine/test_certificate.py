@@ -7,8 +7,11 @@ from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, Outcome
 from backsolve_service.engine.certify import measure, reference
+from backsolve_service.engine.conditioning import estimate
 from backsolve_service.engine.direct import superlu
+from backsolve_service.engine.direct.condition import inverse_norm
 from backsolve_service.engine.one_column import certify
+from backsolve_service.engine.operand import Operand
 from engine.table import Row, array, factor, factor_of, matrix, numbers, op, poisson
 
 DENSE = Row("lu", None, "dense", "general")
@@ -202,3 +205,50 @@ def test_a_condition_that_was_asked_for_can_show_that_no_digit_is_certain():
     b = np.array([[1.0], [0.0]])  # its own answer is harmless, and shows nothing
     assert answer(f, b, "N", Controls()).statuses == ((Status.OK,),)
     assert answer(f, b, "N", Controls(condition=True)).statuses == ((Status.ILL_CONDITIONED,),)
+
+
+def test_the_condition_estimate_sees_what_its_ascent_is_blind_to():
+    """I + C, where C maps the constants and the first unit vector to zero, from both sides: the ascent stays at 1."""
+    n = 31
+    sign = (-1.0) ** np.arange(1, n)
+    inverse = np.eye(n)
+    inverse[1:, 1:] += 2.0**20 * np.outer(sign, sign)
+    assert not (inverse - np.eye(n)).sum(axis=0).any()
+    found = inverse_norm(lambda v: inverse @ v, lambda v: inverse.T @ v, n, np.dtype(np.float64))
+    assert np.linalg.norm(inverse, 1) / 3 <= found <= np.linalg.norm(inverse, 1)
+
+
+def test_a_condition_beyond_the_range_is_its_largest_number():
+    huge = np.full((3, 3), 1e308)
+    with np.errstate(all="ignore"):
+        found = inverse_norm(lambda v: 4 * (huge @ v), lambda v: 4 * (huge.T @ v), 3, np.dtype(np.float64))
+    assert found == np.finfo(np.float64).max
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_nothing_asked_and_nothing_answered_is_no_error(dtype):
+    operand = Operand(matrix("dense", np.zeros((4, 4), dtype)))
+    zeros = np.zeros((1, 4, 2), dtype)
+    evidence = measure(operand, reference(operand, zeros, "N"), zeros, "N")
+    for figure in (evidence.two, evidence.relative, evidence.backward, evidence.condition):
+        np.testing.assert_array_equal(figure, np.zeros((1, 2)))
+
+
+def test_the_condition_estimate_goes_by_the_phase_of_complex_numbers():
+    """All of A⁻¹ is imaginary, and most of it in one column, where the ascent ends."""
+    inverse = 1j * numbers((30, 30), "float64", 719_340_556)
+    inverse[:, 17] *= 1e3
+    adjoint = inverse.conj().T
+    found = inverse_norm(lambda v: inverse @ v, lambda v: adjoint @ v, 30, np.dtype(np.complex128))
+    assert found == pytest.approx(np.linalg.norm(inverse, 1), rel=1e-12)
+
+
+def test_the_bound_on_the_inverse_takes_both_norms():
+    """||A⁻¹||₂ is not below the 1-norm's part alone where one row of A⁻¹ is large, nor where one column is."""
+    a = np.eye(30)
+    a[3, 4:] = -50.0
+    for one in (a, a.T):
+        found = estimate(factor_of("lu", matrix("dense", one)))
+        assert np.linalg.norm(np.linalg.inv(one), 2) <= 1.01 * found.inverse_norm
+        both = np.sqrt(np.linalg.norm(np.linalg.inv(one), 1) * np.linalg.norm(np.linalg.inv(one), np.inf))
+        assert found.inverse_norm == pytest.approx(both, rel=1e-9)

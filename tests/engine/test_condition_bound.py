@@ -138,3 +138,31 @@ def test_it_is_asked_for_once():
     assert lower_bound(f) == lower_bound(f) > 0
     batch = np.stack([array("general", "float64")] * 2)
     assert lower_bound(made("superlu", "csr", batch)) == 0
+
+
+def test_where_digits_are_gone_the_whole_row_is_asked_for():
+    """The probe's signs cancel most of it; and the row of A⁻¹ it is, not the column."""
+    rng = np.random.default_rng(207_336_914)
+    q, p = (np.linalg.qr(rng.standard_normal((40, 40)))[0] for _ in range(2))
+    a = (q * np.r_[np.ones(39), 1e-12]) @ p.T
+    inverse = np.abs(np.linalg.inv(a))
+    whole = (inverse @ np.abs(a).sum(axis=1)).max()
+    assert 0.9 * whole <= lower_bound(made("superlu", "csr", a)) <= 1.1 * whole
+
+
+def test_a_factor_in_single_precision_is_not_asked():
+    """It could tell of no more than seven digits, and its answers are refined or called stagnant."""
+    m = matrix("csr", array("general", "float64"))
+    spec = FactorSpec("superlu", None, "float32", "cpu")
+    chosen = solver("superlu")
+    factor = chosen.factorize(chosen.analyze(m.pattern, spec), Operand(m), spec)
+    assert factor.narrow
+    assert lower_bound(factor) == 0
+
+
+def test_row_sums_beyond_the_range_say_nothing_of_the_matrix():
+    a = array("general", "float64")
+    a *= 1.5e308 / np.abs(a).max()
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(np.abs(a).sum(axis=1)).all()
+        assert lower_bound(made("banded", "csr", a)) == 0

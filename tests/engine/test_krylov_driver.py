@@ -8,6 +8,7 @@ from backsolve.errors import CancelledError
 from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls
+from backsolve_service.engine.krylov import gmres
 from backsolve_service.engine.krylov.problem import NotDefiniteError, Problem, Stop
 from backsolve_service.engine.registry import ROWS, solver
 from engine.table import array, factor_of, matrix, numbers, poisson
@@ -236,3 +237,26 @@ def test_bicgstab_is_not_deceived_by_a_peak():
     assert got.stops == [Stop.CONVERGED]
     assert np.linalg.norm(b[0] - a @ got.x[0]) <= 1e-9 * np.linalg.norm(b)
     assert got.iterations < 600
+
+
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_a_triangle_that_is_singular_but_for_rounding_is_deficient(n):
+    """A maps the space that the basis ends in into less of it: one pivot is what rotations left of zero."""
+    rounded = 0
+    for seed in range(30):
+        rng = np.random.default_rng(318_204_577 + seed)
+        q = np.linalg.qr(rng.standard_normal((n + 3, n)))[0]
+        left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+        middle = left[:, 1:] @ right[1:]
+        a, r = q @ middle @ q.T, q @ rng.standard_normal(n)
+        column = gmres._Arnoldi(r, 0.0, n + 3, False)
+        while not column.done:
+            column.extend(column.tip, a @ column.tip)
+        found = column.combination()
+        pivots = np.abs(np.diag(column._triangle[: column.steps, : column.steps]))
+        rounded += pivots.min() > 0
+        assert column.deficient
+        best = np.linalg.lstsq(a, r, rcond=1e-10)[0]
+        assert np.linalg.norm(r - a @ found) <= np.linalg.norm(r - a @ best) + 1e-9 * np.linalg.norm(r)
+        assert np.linalg.norm(found) <= 1e6 * np.linalg.norm(best)
+    assert rounded > 10

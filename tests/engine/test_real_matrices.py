@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyamg.gallery import load_example
+from pyamg.gallery.example import example_names
 from scipy.sparse import csr_array, eye_array
 
 from backsolve import Client
@@ -39,6 +40,10 @@ ASKED = {"rtol": 1e-12, "maxiter": 300}
 """Of iterative methods, which may stop earlier if they say so."""
 
 each_name = pytest.mark.parametrize("name", [*EXAMPLES, *CASES])
+
+
+def test_these_are_all_examples_that_pyamg_brings():
+    assert sorted(EXAMPLES) == sorted(example_names)
 
 
 @pytest.fixture(scope="module")

@@ -115,3 +115,20 @@ def test_its_preconditioner_goes_by_its_own_rounding(embedded: Client, dtype, pr
     got = embedded.solve(FORMS[form](a), b, method="cg", preconditioner=preconditioner)
     assert got.status is Status.OK
     np.testing.assert_allclose(got.x, np.linalg.solve(a.astype("complex128"), b), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_infinity_agrees_with_no_number(form):
+    """Nor does the size of it, by which gaps would be measured, make its row agree with anything."""
+    a = np.eye(300)
+    a[2, 7], a[7, 2] = np.inf, 3.0
+    assert not is_hermitian(FORMS[form](a))
+    a[7, 9] = a[9, 7] = np.inf
+    assert not is_hermitian(FORMS[form](a))
+
+
+def test_equal_counts_and_equal_numbers_are_no_symmetry():
+    """Each row and each column of a cycle has two entries, and all are alike."""
+    cycle = sparse.csr_array(np.eye(5) + np.roll(np.eye(5), 1, axis=1))
+    cycle.data[:] = 1.0
+    assert mirrored(cycle) is None

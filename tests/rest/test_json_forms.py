@@ -97,6 +97,7 @@ FORM = next(form for form, _ in FORMS if form.get("kind") == UPDATE.name)
         ({"base": "S"}, {}, "MALFORMED", 'an object with the "ref" of S'),
         ({"base": {"values": [[1.0]]}}, {}, "MALFORMED", "send S to /v1/matrices first"),
         ({"base": {"ref": EXAMPLE_REF}}, {}, "NEED_MATRIX", "send it first"),
+        ({"base": {"ref": EXAMPLE_REF, "shift": 1}}, {}, "INVALID_OPTION", '"base" has a key that is not known'),
         ({"base": {"ref": "x"}}, {}, "MALFORMED", "matrix"),
         ({"dtype": "float32"}, {}, "INVALID_DTYPE", "float32"),
         ({"dims": [2, 1], "parameters": {"U": [[1], [0]], "V": [[0], [1]]}}, {}, "INVALID_SHAPE", "S has shape"),

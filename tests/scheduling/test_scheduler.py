@@ -403,3 +403,12 @@ def test_a_basis_that_never_fits_is_refused_before_the_solve_with_one_that_does(
     assert 1 < fits < 1000
     assert scheduler.solve(ref, b, "N", Controls(restart=fits), caller()).answer.iterations[0] > 0
     scheduler.free(ref)
+
+
+def test_vectors_that_no_basis_is_short_enough_for_are_refused_with_another_cure(scheduler):
+    op = operand(convection(200))
+    ref = scheduler.build(GMRES, lambda: factorize(op, GMRES), caller()).value
+    with pytest.raises(MemoryBudgetError, match="use a direct method, or raise BACKSOLVE_QUEUE_BYTES") as refusal:
+        scheduler.solve(ref, np.ones((op.n, 1)), "N", Controls(), caller())
+    assert "restart" not in str(refusal.value)
+    scheduler.free(ref)

@@ -126,9 +126,10 @@ class _Arnoldi:
         m = self.steps
         triangle, rhs = self._triangle[:m, :m], np.array(self._rhs[:m], dtype=self._basis.dtype)
         pivots = np.abs(np.diag(triangle))
-        # A pivot that should be zero has collected the rounding of every rotation.
+        # A pivot that should be zero has collected the rounding of every rotation of its column, whose entries may
+        # be larger than any pivot.
         least = 4 * m * np.finfo(np.float64).eps
-        self.deficient = not pivots.min() > least * pivots.max()
+        self.deficient = not pivots.min() > least * np.abs(triangle).max()
         if not (np.isfinite(triangle).all() and np.isfinite(rhs).all()):
             y = np.zeros_like(rhs)
         elif self.deficient:
