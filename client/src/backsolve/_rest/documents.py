@@ -33,6 +33,7 @@ from ..types import (
 
 _DEFAULTS = Options()
 
+_OPTIONS = tuple(field.name for field in fields(Options))
 _CERTIFICATE = tuple(field.name for field in fields(Certificate))
 _TIMINGS = tuple(field.name for field in fields(Timings))
 _certificate_fields, _timings_fields = attrgetter(*_CERTIFICATE), attrgetter(*_TIMINGS)
@@ -56,11 +57,9 @@ def check_keys(document: Mapping[str, Any], known: Iterable[str], what: str) -> 
 
 def options_to_json(options: Options) -> dict[str, Any]:
     """What differs from the defaults."""
-    return {
-        field.name: value
-        for field in fields(Options)
-        if (value := getattr(options, field.name)) != getattr(_DEFAULTS, field.name)
-    }
+    if options == _DEFAULTS:
+        return {}
+    return {name: value for name in _OPTIONS if (value := getattr(options, name)) != getattr(_DEFAULTS, name)}
 
 
 def options_from_json(document: Any) -> Options:
