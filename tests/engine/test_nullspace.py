@@ -11,10 +11,11 @@ from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import TRANS, Options, Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
+from backsolve_service.engine.nullspace import check_constants
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import ROWS
 from backsolve_service.engine.restricted import solver_for
-from engine.table import DTYPES, absent, numbers, op
+from engine.table import DTYPES, absent, matrix, numbers, op
 
 WAYS = [
     (name, layout)
@@ -275,3 +276,21 @@ def test_the_null_space_is_part_of_the_factors_identity():
     assert Options(nullspace="constant") != Options()
     plain = FactorSpec("superlu", None, "float64", "cpu")
     assert plain.analysis != FactorSpec("superlu", None, "float64", "cpu", nullspace="constant").analysis
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_diagonal_entry_may_carry_the_rounding_of_its_row_or_of_its_column(layout, turned):
+    """It is the sum of either; here one has numbers of a million, and the other of one."""
+    below = np.array([2.0**20, -(2.0**20), 2.0**20 + 3, -(2.0**20) - 2])
+    a = np.diag(np.r_[-1.0, -below])
+    a[1:, 0], a[0, 1] = below, 1.0
+    a[1, 1:] += np.r_[below[0] - 1, below[1:]]
+    assert not a.sum(axis=0).any()
+    assert not a.sum(axis=1).any()
+    a = a.T.copy() if turned else a
+    a[0, 0] += 2.0**-31
+    check_constants(Operand(matrix(layout, a)))
+    a[0, 0] += 2.0**-20
+    with pytest.raises(InvalidOptionError, match="sum to zero"):
+        check_constants(Operand(matrix(layout, a)))

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 import backsolve
-from backsolve.errors import InvalidOptionError, MemoryBudgetError, SingularMatrixError
+from backsolve.errors import InconsistentError, InvalidOptionError, MemoryBudgetError, SingularMatrixError
 from backsolve.types import TRANS, Status
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.dataplane.reuse import Reuse
 from backsolve_service.embedded import EmbeddedTransport
+from backsolve_service.engine.registry import ROWS, methods
+from engine.table import array, op
 from loadtests.engine.problems import grid
 
 CUBE = grid((17, 17, 17))
@@ -92,6 +95,44 @@ def test_every_operator_and_several_columns(dear, home, dtype):
         assert np.abs(op @ found.x - rhs).max() <= wanted * np.abs(rhs).max()
     assert client.stats()["factorizations"] == 1
     closed(client)
+
+
+@pytest.fixture(scope="module")
+def every():
+    """One for all methods: their processes are started once."""
+    client = client_of()
+    yield client
+    closed(client)
+
+
+@pytest.mark.parametrize("method", [name for name in methods() if "reuse" in ROWS[name].options])
+def test_every_direct_method_serves_newer_values(every, dear, method):
+    row, n = ROWS[method], 40
+    a = array({"diagonal": "diagonal", "triangular": "triangular"}.get(row.needs, "definite"), "float64", n=n)
+    drift = np.exp(0.02 * np.random.default_rng(660_310_284).standard_normal((n, n)))
+    drift = (drift + drift.T) / 2
+    b, layout = np.linspace(1, 2, n), csr_array if "csr" in row.layouts else np.asarray
+    every.solve(layout(a), b, method=method, reuse="precondition")
+    for trans in TRANS:
+        found = every.solve(layout(a * drift), b, method=method, reuse="precondition", trans=trans)
+        assert found.stats.preconditioner == f"stale({method})"
+        assert 1 < found.stats.iterations < 12
+        np.testing.assert_allclose(op(a * drift, trans) @ found.x, b, rtol=0, atol=1e-9)
+
+
+def test_a_known_null_space_is_known_of_newer_values_too(client, dear):
+    n = 60
+    ring = np.roll(np.eye(n), 1, axis=1)
+    for index, weight in enumerate((1.0, 1.1)):
+        a = csr_array((1 + weight) * np.eye(n) - weight * ring - ring.T)
+        b = np.sin(np.arange(n))
+        options = {"method": "superlu", "nullspace": "constant", "reuse": "precondition"}
+        found = client.solve(a, b - b.mean(), **options)
+        assert found.stats.preconditioner == ("stale(superlu)" if index else None)
+        assert abs(found.x.mean()) <= 1e-9 * np.abs(found.x).max()
+        np.testing.assert_allclose(a @ found.x, b - b.mean(), atol=1e-9)
+        with pytest.raises(InconsistentError):
+            client.solve(a, b + 1, **options)
 
 
 def test_a_right_hand_side_of_zeros_counts_as_no_solve_with_an_own_factor(client, dear, monkeypatch):
