@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from backsolve import Client
 from backsolve.errors import NotSupportedError, SingularMatrixError
-from backsolve.torch import LinearSolve, _graph, solve, spsolve
+from backsolve.torch import LinearSolve, _graph, lstsq, solve, spsolve
 from support.tensors import close, dense, reference, rhs, scattered, sparse_pattern, values_on
 
 # The compiler itself uses deprecated modules and warns about itself.
@@ -128,6 +128,21 @@ def test_a_derivative_by_func_inside_a_graph_is_right_or_refused(transform: str,
     torch._dynamo.reset()
     with pytest.raises((torch._dynamo.exc.TorchDynamoException, NotSupportedError)):
         torch.compile(inside, backend="aot_eager", fullgraph=True)(b)
+
+
+@pytest.mark.parametrize("call", [solve, lstsq])
+def test_where_a_graph_is_broken_nothing_of_the_client_is_compiled(call: Any, embedded: Client) -> None:
+    """It was, and the engine with it: hundreds of functions, in seconds."""
+    a, b = dense(529_183_009), rhs(771_204_522, (6,))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    inside = torch.compile(
+        lambda b: torch.func.jvp(functools.partial(call, a, client=embedded), (b,), (b,))[1], backend="aot_eager"
+    )
+    close(inside(b), torch.linalg.solve(a, b))
+    assert 0 < torch._dynamo.utils.counters["frames"]["total"] < 100
+    for function in (Client.solve_matrix, Client.lstsq_matrix, Client.normal_matrix):
+        assert not torch._dynamo.eval_frame._debug_get_cache_entry_list(function)
 
 
 @pytest.mark.parametrize("primed", [False, True])

@@ -27,7 +27,7 @@ from ..pattern import AnyPattern
 from ._dual import primal
 from ._fold import Dims, fold
 from ._guard import guard
-from ._request import matrix_of, to_array, to_tensor
+from ._request import matrix_of, to_array, to_tensor, untraced
 from ._rules import ALGEBRA
 
 
@@ -48,6 +48,7 @@ class Problem:
         """Whether there is damping."""
         return bool(self.system.options.damp)
 
+    @untraced
     def minimise(self, values: Tensor, rhs: Tensor) -> Tensor:
         """`G Aᴴ rhs`; no derivative is recorded here."""
         system = self.system
@@ -61,6 +62,7 @@ class Problem:
         system.record("solve", solution.stats)
         return to_tensor(solution.x, rhs)
 
+    @untraced
     def normal(self, values: Tensor, cotangent: Tensor) -> Tensor:
         """`G cotangent`, likewise."""
         system, given = self.system, to_array(cotangent)

@@ -1,6 +1,9 @@
 """Tensors in, a request to the client, a tensor out."""
 
-from collections.abc import Hashable
+import sys
+from collections.abc import Callable, Hashable
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +16,25 @@ from ..pattern import StructuredPattern
 from ..types import Array
 from ._numbers import check_numbers
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Nothing in `function` is compiled where a graph was broken before it.
+
+    Dynamo would go through the client, and through the engine where that is in this process: hundreds of functions that
+    no graph can hold. Whoever compiles has loaded Dynamo; for others it would take a second to load.
+    """
+    disabled = cache(lambda: torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+    @wraps(function)
+    def call(*args: P.args, **more: P.kwargs) -> R:
+        result: R = (disabled() if "torch._dynamo" in sys.modules else function)(*args, **more)
+        return result
+
+    return call
+
 
 def matrix_of(system: System, values: Tensor) -> Matrix:
     """The canonical matrix of `values`, hashed once for the tensor that the forward met.
@@ -23,6 +45,7 @@ def matrix_of(system: System, values: Tensor) -> Matrix:
     return system.matrix(stamp(values), lambda: to_array(values))
 
 
+@untraced
 def run(request: Request, values: Tensor, rhs: Tensor, x0: Tensor | None) -> Tensor:
     """Solve. No derivative is recorded here; the answer shares no memory with the input."""
     system = request.system
