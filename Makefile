@@ -63,7 +63,7 @@ check-style: $(READY)
 	@$(BIN)/ruff format --quiet --check .
 
 check-types: $(READY)
-	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/mypy -n 2 --no-error-summary
 
 check-layers: $(READY)
 	@$(BIN)/lint-imports --no-logo > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
