@@ -248,7 +248,9 @@ def _entries(pattern: Pattern | DensePattern, left: Array, right: Array) -> Arra
 
 
 def _dense(left: Array, right: Array) -> Array:
-    return np.asarray(-(left @ _conj(right.swapaxes(-1, -2))))
+    # The sign goes to the smaller side; of one column a product of numbers is faster than one of matrices.
+    sides = -left, _conj(right.swapaxes(-1, -2))
+    return np.asarray(np.multiply(*sides) if left.shape[-1] == 1 else np.matmul(*sides))
 
 
 def _conj(a: Array) -> Array:
