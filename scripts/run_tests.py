@@ -1,9 +1,9 @@
-"""Run the tests: each folder in a process of pytest of its own, two at a time, those that take longest first.
+"""Run the tests: folders in processes of pytest of their own, two at a time, those that take longest first.
 
     python scripts/run_tests.py [arguments of pytest: then it is one process, as pytest itself]
 
-Most of the time goes into single threads: compilers, servers, solvers. No folder has the compilers, servers or caches
-of another in its process. What it says is printed when it has ended; at the end stands a table of what each took.
+Most of the time goes into single threads: compilers, servers, solvers. No process has the compilers, servers or caches
+of another. What it says is printed when it has ended; at the end stands a table of what each took.
 """
 
 import os
@@ -20,7 +20,21 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 BESIDE: Final = "files"
 """The part of the files that lie in no folder."""
 
-LONG: Final = ("engine", BESIDE, "pytorch", "xla", "congruence", "service", "e2e", "loadtests", "transports", "tf")
+TOGETHER: Final = {"tensorflow": ("tf", "frameworks", "testing")}
+"""Folders in one process: to load TensorFlow, PyTorch and JAX takes as long as many of their tests."""
+
+LONG: Final = (
+    "engine",
+    BESIDE,
+    "pytorch",
+    "xla",
+    "tensorflow",
+    "congruence",
+    "service",
+    "e2e",
+    "loadtests",
+    "transports",
+)
 """Started first, so that none of them is what all others have to be waited for."""
 
 SIDE_BY_SIDE: Final = 2
@@ -34,8 +48,13 @@ ENVIRONMENT: Final = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def parts(tests: Path) -> list[tuple[str, list[str]]]:
-    """Name and paths of each part, longest first: every folder that has tests, and the files beside them."""
-    found = {path.name: [str(path)] for path in tests.iterdir() if any(path.glob("test_*.py"))}
+    """Name and paths of each part, longest first: folders that have tests, and the files beside them."""
+    folders = {path.name: str(path) for path in tests.iterdir() if any(path.glob("test_*.py"))}
+    found: dict[str, list[str]] = {}
+    for name, together in TOGETHER.items():
+        if paths := [folders.pop(each) for each in together if each in folders]:
+            found[name] = paths
+    found |= {name: [path] for name, path in folders.items()}
     files = sorted(str(path) for path in tests.glob("test_*.py"))
     if files:
         found[BESIDE] = files
