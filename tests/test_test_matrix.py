@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -64,3 +66,21 @@ def test_the_table_tells_versions_and_failures():
     assert "FAILED: 1 failed, 3 passed" in lines[2]
     assert "passed" not in lines[3]
     assert "  FAILED tests/a.py::b" in text
+
+
+ABSENT = """
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))  # importing one of these is an ImportError
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-k", {select!r}, *{tests!r}]))
+"""
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_cell_collects_its_tests_without_the_other_frameworks(framework: str) -> None:
+    (cell,) = (each for each in CELLS if each.name == f"{framework}-oldest")
+    absent = [name for name in ("jax", "tensorflow") if name not in cell.extras]
+    code = ABSENT.format(absent=absent, select=cell.select, tests=cell.tests)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"test_values_and_derivatives[{framework}" in done.stdout
