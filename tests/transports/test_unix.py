@@ -50,7 +50,7 @@ def test_the_life_of_the_files() -> None:
         assert server.stop() == 0
         assert not [*server.folder.iterdir()]
         for way in WAYS:
-            with Client(server.url(way), timeout=10.0) as client, pytest.raises(UnreachableError, match=r"http|grpc"):
+            with Client(server.url(way), timeout=60.0) as client, pytest.raises(UnreachableError, match=r"http|grpc"):
                 client.info()
 
 

@@ -190,7 +190,7 @@ def test_what_is_asked_for_inside_of_jit(on_failure: Any, client: Client) -> Non
 
 def test_what_no_status_can_say_stops_the_program() -> None:
     """NaN would hide that nothing was asked, or that an option was wrong."""
-    with Client("http://127.0.0.1:9", timeout=5) as nobody:
+    with Client("http://127.0.0.1:9", timeout=60) as nobody:
         with pytest.raises(UnreachableError):
             solve(_spd(), _b(), client=nobody)
         with pytest.raises(jax.errors.JaxRuntimeError, match="UnreachableError"):
