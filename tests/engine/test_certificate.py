@@ -1,5 +1,7 @@
 """What a direct answer says about itself, and what refinement does for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, Outcome
 from backsolve_service.engine.certify import measure, reference
-from backsolve_service.engine.conditioning import estimate
+from backsolve_service.engine.conditioning import estimate, lower_bound
 from backsolve_service.engine.direct import superlu
 from backsolve_service.engine.direct.condition import inverse_norm
 from backsolve_service.engine.one_column import certify
@@ -252,3 +254,57 @@ def test_the_bound_on_the_inverse_takes_both_norms():
         assert np.linalg.norm(np.linalg.inv(one), 2) <= 1.01 * found.inverse_norm
         both = np.sqrt(np.linalg.norm(np.linalg.inv(one), 1) * np.linalg.norm(np.linalg.inv(one), np.inf))
         assert found.inverse_norm == pytest.approx(both, rel=1e-9)
+
+
+def after_the_first(f, change):
+    """The same factor, whose first answer has four digits, and whose further ones are changed."""
+    calls = []
+
+    class Changed(type(f)):
+        def solve(self, rhs, trans, controls):
+            got = super().solve(rhs, trans, controls)
+            calls.append(rhs)
+            return replace(got, x=got.x * (1 + 1e-4) if len(calls) == 1 else change(got.x))
+
+    made = Changed(**{name: getattr(f, name) for name in f.__dataclass_fields__})
+    lower_bound(made)  # which asks it once, and never again
+    calls.clear()
+    return made, calls
+
+
+@pytest.mark.parametrize("row", [DENSE, SPARSE], ids=str)
+def test_a_step_that_makes_it_worse_is_not_taken(row):
+    a, b = array(row.structure, "float64"), numbers((40, 2), "float64", 640_118_935)
+    worse, calls = after_the_first(factor(row, a), lambda x: -30 * x)
+    got = answer(worse, b, "N", Controls())
+    assert len(calls) >= 2
+    assert got.refinements == 0
+    exact = np.linalg.solve(a, b)
+    np.testing.assert_allclose(got.x, exact * (1 + 1e-4), rtol=1e-9)
+    assert got.statuses != ((Status.OK,) * 2,)
+
+
+@pytest.mark.parametrize("row", [DENSE, SPARSE], ids=str)
+def test_a_step_is_taken_for_the_columns_that_it_improves(row):
+    a, b = array(row.structure, "float64"), numbers((40, 2), "float64", 640_118_936)
+
+    def change(x):
+        return x * np.array([1.0, -30.0])[: x.shape[1]]
+
+    mixed, _ = after_the_first(factor(row, a), change)
+    got = answer(mixed, b, "N", Controls(refine=1))
+    exact = np.linalg.solve(a, b)
+    assert got.refinements == 1
+    np.testing.assert_allclose(got.x[:, 0], exact[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(got.x[:, 1], exact[:, 1] * (1 + 1e-4), rtol=1e-9)
+
+
+@pytest.mark.parametrize("row", [DENSE, SPARSE], ids=str)
+def test_an_answer_that_is_no_number_at_any_scale_is_of_a_singular_matrix(row):
+    """Not one that more refinement could have brought to its tolerance."""
+    f = factor(row, array(row.structure, "float64"))
+    nothing = type("Nothing", (type(f),), {"solve": lambda self, rhs, *_: Outcome(np.nan * rhs, (Status.OK,), (0,))})
+    got = answer(
+        nothing(**{name: getattr(f, name) for name in f.__dataclass_fields__}), np.ones((40, 1)), "N", Controls()
+    )
+    assert got.statuses == ((Status.SINGULAR_NUMERIC,),)

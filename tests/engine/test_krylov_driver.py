@@ -9,6 +9,7 @@ from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls
 from backsolve_service.engine.krylov import gmres
+from backsolve_service.engine.krylov.driver import Cycle, run
 from backsolve_service.engine.krylov.problem import NotDefiniteError, Problem, Stop
 from backsolve_service.engine.registry import ROWS, solver
 from engine.table import array, factor_of, matrix, numbers, poisson
@@ -260,3 +261,17 @@ def test_a_triangle_that_is_singular_but_for_rounding_is_deficient(n):
         assert np.linalg.norm(r - a @ found) <= np.linalg.norm(r - a @ best) + 1e-9 * np.linalg.norm(r)
         assert np.linalg.norm(found) <= 1e6 * np.linalg.norm(best)
     assert rounded > 10
+
+
+def test_what_a_cycle_spoils_is_not_taken():
+    """The recurrence is right at first, and then proposes what is worse: the best of its proposals is the answer."""
+    a, b = laplacian(4), numbers((1, 16), "float64", 905_118_372)
+    exact = np.linalg.solve(a.toarray(), b[0])[None]
+    proposals = [exact * (1 + 1e-3), exact * 2, exact * -5, exact * 40, exact * 7]
+
+    def cycle(_, start):
+        return Cycle(proposals.pop(0), np.ones(1, dtype=np.int64), np.zeros(1, dtype=bool))
+
+    got = run(problem(Operator(a), b, limit=100), cycle, 0.9)
+    assert got.stops == [Stop.STAGNATED]
+    np.testing.assert_allclose(got.x, exact * (1 + 1e-3), rtol=1e-12)

@@ -99,6 +99,8 @@ FORM = next(form for form, _ in FORMS if form.get("kind") == UPDATE.name)
         ({"base": {"ref": EXAMPLE_REF}}, {}, "NEED_MATRIX", "send it first"),
         ({"base": {"ref": EXAMPLE_REF, "shift": 1}}, {}, "INVALID_OPTION", '"base" has a key that is not known'),
         ({"base": {"ref": "x"}}, {}, "MALFORMED", "matrix"),
+        ({"indptr": [0, 1]}, {}, "INVALID_OPTION", "a structured matrix has a key that is not known"),
+        ({"parameters": {"U": [[[[1], [0], [0]]]], "V": [[[[0], [1], [0]]]]}}, {}, "INVALID_SHAPE", "(1, 1, 3, 1)"),
         ({"dtype": "float32"}, {}, "INVALID_DTYPE", "float32"),
         ({"dims": [2, 1], "parameters": {"U": [[1], [0]], "V": [[0], [1]]}}, {}, "INVALID_SHAPE", "S has shape"),
         ({"parameters": {"U": [[[1], [0], [0]]], "V": [[[0], [1], [0]]]}}, {}, "INVALID_SHAPE", "one by one"),

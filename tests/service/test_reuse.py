@@ -11,6 +11,7 @@ from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.dataplane.reuse import Reuse
 from backsolve_service.embedded import EmbeddedTransport
 from backsolve_service.engine.registry import ROWS, methods
+from backsolve_service.engine.reuse import judge
 from engine.table import array, op
 from loadtests.engine.problems import grid
 
@@ -144,6 +145,25 @@ def test_a_right_hand_side_of_zeros_counts_as_no_solve_with_an_own_factor(client
     assert [name for name, _ in told] == ["solved", "solved", "preconditioned", "preconditioned"]
     assert told[2][1] > 1
     assert told[3][1] == 0
+
+
+def test_the_rule_is_told_how_many_sets_of_values_there_were(client, dear, monkeypatch):
+    """And what the first and the last of them took; each set counts once, however often it is solved with."""
+    lives, judged = [], judge
+
+    def tell(life):
+        lives.append(life)
+        return judged(life)
+
+    monkeypatch.setattr("backsolve_service.dataplane.reuse.judge", tell)
+    taken = []
+    for A, b, g in drifting(4):
+        solves = [client.solve(A, rhs, method="superlu", reuse="precondition") for rhs in (b, g)]
+        taken.append(sum(each.stats.iterations for each in solves))
+    assert [life.steps for life in lives] == [1, 2, 3]
+    assert [life.last for life in lives] == taken[:3]
+    assert [life.first for life in lives] == [0, 0, taken[1]]
+    assert lives[-1].iterations == sum(taken[:3])
 
 
 def test_refinements_count_as_uses_of_the_factor(client, dear, monkeypatch):
