@@ -39,11 +39,10 @@ LONG: Final = (
 
 SIDE_BY_SIDE: Final = 2
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not containers")
-NOT_NEEDED: Final = ("typeguard", "jaxtyping", "anyio", "hypothesispytest")
-"""Plugins that other packages bring: a second for each process, half a millisecond for each of 30 000 tests.
+NOT_NEEDED: Final = ("typeguard", "jaxtyping", "anyio")
+"""Plugins that other packages bring, of use to no test here. Hypothesis needs its own, by which each case of a test has
+examples of its own."""
 
-Hypothesis runs without its own; what that one checks besides is how tests are written, and pytest alone loads it.
-"""
 ENVIRONMENT: Final = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

@@ -31,6 +31,17 @@ def small(tmp_path):
     return tmp_path
 
 
+def test_each_case_has_examples_of_its_own(small):
+    """Which Hypothesis gives them by its plugin alone."""
+    (small / "first" / "test_it.py").write_text(
+        "import pytest\nfrom hypothesis import given, settings, strategies as st\nSEEN = {1: [], 2: []}\n"
+        "@pytest.mark.parametrize('case', SEEN)\n@settings(derandomize=True)\n@given(x=st.floats())\n"
+        "def test_it(case, x):\n    SEEN[case].append(repr(x))\n"
+        "def test_they_differ():\n    assert SEEN[1] != SEEN[2]\n"
+    )
+    assert main([], small) == 0
+
+
 def test_all_parts_pass(small, capfd):
     assert main([], small) == 0
     said = capfd.readouterr().out
