@@ -111,8 +111,13 @@ def test_forward_mode_inside_of_complex_columns(embedded: Client, trans: Any) ->
 
 @each_form
 def test_forward_mode_around(embedded: Client, form: Form) -> None:
-    around = tf.function(form.ours(embedded), input_signature=[_unknown(form.operand), _unknown(B)])
-    close(_pushed(around, form.operand, B), _pushed(form.truth, form.operand, B))
+    f = form.ours(embedded)
+    signature = [_unknown(form.operand), _unknown(B)]
+    around = tf.function(f, input_signature=signature)
+    branch = tf.function(lambda operand, b: tf.cond(b[0] > -9.0, lambda: f(operand, b), lambda: b))
+    expected = _pushed(form.truth, form.operand, B)
+    for traced in (around, branch):
+        close(_pushed(traced, form.operand, B), expected)
 
 
 @each_form
