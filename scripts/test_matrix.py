@@ -41,6 +41,8 @@ SERVICE_TESTS: Final = (
     "tests/pytorch/test_func.py",
 )
 FRAMEWORK_TESTS: Final = ("tests/frameworks",)
+TF_TESTS: Final = (*FRAMEWORK_TESTS, "tests/tf/test_graphs.py")
+"""Graphs as well: forward mode in them is not told to operations by anything public of TensorFlow's."""
 WIRE_TESTS: Final = (
     "tests/frameworks/test_costs.py",
     "tests/frameworks/test_errors.py",
@@ -81,8 +83,8 @@ CELLS: Final = (
     Cell("newest", "3.11", "newest", ("torch",), True, SERVICE_TESTS),
     Cell("jax-oldest", "3.11", "oldest", ("torch", "jax"), True, FRAMEWORK_TESTS, "jax"),
     Cell("jax-newest", "3.11", "newest", ("torch", "jax"), True, FRAMEWORK_TESTS, "jax"),
-    Cell("tensorflow-oldest", "3.11", "oldest", ("torch", "tensorflow"), True, FRAMEWORK_TESTS, "tensorflow"),
-    Cell("tensorflow-newest", "3.11", "newest", ("torch", "tensorflow"), True, FRAMEWORK_TESTS, "tensorflow"),
+    Cell("tensorflow-oldest", "3.11", "oldest", ("torch", "tensorflow"), True, TF_TESTS, "tensorflow or graphs"),
+    Cell("tensorflow-newest", "3.11", "newest", ("torch", "tensorflow"), True, TF_TESTS, "tensorflow or graphs"),
     Cell("client-3.12", "3.12", "newest", ("jax", "tensorflow"), False, WIRE_TESTS, ON_WIRE),
     Cell("client-3.13", "3.13", "newest", ("jax", "tensorflow"), False, WIRE_TESTS, ON_WIRE),
 )
