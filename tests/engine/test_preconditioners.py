@@ -336,6 +336,16 @@ def test_matrices_that_are_not_hermitian_are_refused(name):
     assert caught.value.details["column"] == "7"
 
 
+@pytest.mark.parametrize("name", ["ic", "chebyshev", "low_rank"])
+@pytest.mark.parametrize("size", [1e200, 1e300])
+@each_layout
+def test_what_is_beyond_all_bounds_beside_the_diagonal_is_refused(name, size, layout):
+    """Its squares overflow, or its product with the scaling does."""
+    a = np.array([[1e-9, -size], [-size, 8.0]])
+    with pytest.raises(NotPositiveDefiniteError, match=r"beyond all bounds.*jacobi"):
+        build(name, a if layout == "dense" else csr_array(a))
+
+
 @pytest.mark.parametrize("name", ["ic", "chebyshev"])
 def test_an_indefinite_matrix_still_gets_a_definite_one(name):
     """MINRES may use it: positive by construction as long as the diagonal is."""

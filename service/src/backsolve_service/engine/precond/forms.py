@@ -25,6 +25,10 @@ def sparse(a: Any) -> Any:
     return out
 
 
+_FAR = 1e100
+"""Of a definite matrix with unit diagonal no entry is above 1; no sum of squares of what is up to here overflows."""
+
+
 def unit_diagonal(a: Any, name: str) -> tuple[Array, Any]:
     """`(s, S)` with `S = diag(s) A diag(s)`, whose diagonal is one: no step on S can see the scale of A.
 
@@ -52,7 +56,7 @@ def unit_diagonal(a: Any, name: str) -> tuple[Array, Any]:
             rows = np.repeat(s, np.diff(a.indptr))
             scaled = csr_array((a.data * rows * s[a.indices], a.indices, a.indptr), shape=a.shape)
             scaled.has_canonical_format = True
-    if not np.isfinite(scaled if isinstance(scaled, np.ndarray) else scaled.data).all():
+    if not np.all(np.abs(scaled if isinstance(scaled, np.ndarray) else scaled.data) <= _FAR):
         raise NotPositiveDefiniteError(
             f"an entry is beyond all bounds beside the diagonal, so the matrix is not positive definite, which "
             f"preconditioner {name!r} needs: use preconditioner 'jacobi' or a direct method"
