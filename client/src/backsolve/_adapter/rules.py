@@ -26,6 +26,7 @@ from typing import Protocol, final
 
 import numpy as np
 
+from ..errors import NotSupportedError
 from ..kinds.base import Numbers, Operator, Ops, join, pull, push
 from ..pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from ..storage import entries_of, weights
@@ -41,9 +42,9 @@ def gradients_are_transposed(pattern: AnyPattern, left: Numbers, right: Numbers)
     """`outer` of a framework that makes its gradients of tangents, and never asks for it.
 
     Raises:
-        NotImplementedError: always.
+        NotSupportedError: a rule for cotangents was called for such a framework after all.
     """
-    raise NotImplementedError("this framework transposes tangents: no gradient is formed here")
+    raise NotSupportedError("this framework's gradients are transposed tangents: take them by its own reverse mode")
 
 
 class Product(Protocol):
