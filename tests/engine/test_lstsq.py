@@ -142,6 +142,26 @@ def test_a_nearly_consistent_system_is_as_good_as_rounding_allows(method, layout
         assert asked.relative_residual.max() < 1e-12
 
 
+@pytest.mark.parametrize(("method", "layout"), [way for way in WAYS if way[0] not in TAKES], ids=str)
+@pytest.mark.parametrize("shape", ["wide", "low rank"])
+@pytest.mark.parametrize("part", [1e-1, 1e-3, 1e-6, 1e-10])
+def test_a_cotangent_that_nearly_lies_in_the_range_is_as_good_as_rounding_allows(method, layout, shape, part):
+    """Outside the range of Aᴴ it has a small part; beside that, the rounding of the rest is large."""
+    a = array(shape, "float64")
+    null = np.linalg.svd(a)[2][-1:].T
+    g = a.T @ a @ numbers((a.shape[1], 1), "float64", 71_330_264)
+    g = g / np.linalg.norm(g) + part * null
+    f = factor(method, of(layout, a))
+    asked = answer(f, g, "N", Controls(cotangent=True, rtol=1e-13))
+    assert asked.statuses == ((Status.OK,),)
+    assert asked.relative_residual.max() <= 1e-13
+    np.testing.assert_allclose(asked.x, normal(a, 0.0) @ g, rtol=0, atol=1e-12)
+    assert answer(f, g, "N", Controls(cotangent=True)).statuses == ((Status.OK,),)
+    wrong = answer(tampered(f), g, "N", Controls(cotangent=True, refine=0))
+    assert wrong.statuses != ((Status.OK,),)
+    assert wrong.relative_residual[0, 0] > 1e-6
+
+
 @each_way
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_scales_do_not_matter(method, layout, scale):

@@ -13,7 +13,9 @@ spoils the first. δ is the correction that one more solve proposes. ||Ā|| is r
 bound, its largest column, so that errors are over- rather than understated.
 
 The cotangent solve λ = (AᴴA + damp² I)⁺ g is measured by ρ = g - Āᴴ Ā λ: by ||ρ|| against ||g|| and
-against ||Ā||² ||λ|| + ||g||, or, where columns may be dependent, by ||Ā ρ|| / (||Ā|| ||ρ||).
+against ||Ā||² ||λ|| + ||g||, or, where columns may be dependent, by ||Ā ρ|| / (||Ā|| ||ρ||). There too a
+g with a small part outside the range of Āᴴ leaves a ρ beside which rounding is large; then Āᴴ Ā δ is the
+part of ρ that a correction explains, counted against ||g||, and the last bound is taken of the rest.
 
 Source: Stewart, "Research, development, and LINPACK", in Mathematical Software III, 1977; Higham,
 "Accuracy and stability of numerical algorithms", 2nd ed., section 20.7.
@@ -204,21 +206,31 @@ class _Run:
         return Measured(_or_infinite(np.minimum(normal, plain)), _or_infinite(np.minimum(normal, backward)), rest)
 
     def _measure_cotangent(self, lam: Array, correction: Array | None) -> Measured:
-        damp, norms = self.factor.damp, self.norms[:, None]
-        image = self.operand.products(lam, "N") if correction is None else None
-        if image is None:
+        norms = self.norms[:, None]
+        if correction is not None and self.factor.independent:
             # Nothing is gained by a correction here: ρ says all.
             infinite = np.full(self.size.shape, np.inf)
             return Measured(infinite, infinite, lam)
-        rest = self.wide - self.operand.products(image, "H") - damp * (damp * lam)
-        remainder = two(rest)
-        relative = _over(remainder, self.size)
-        backward = _over(remainder, norms * (norms * two(lam)) + self.size)
-        if not self.factor.independent:
-            through = np.hypot(two(self.operand.products(rest, "N")), damp * remainder)
-            outside = _over(_over(through, norms), remainder)
-            relative, backward = np.minimum(relative, outside), np.minimum(backward, outside)
+        rest = self.wide - self._normal(lam)
+        moved = np.zeros_like(self.size)
+        if correction is not None:
+            step = self._normal(correction)
+            rest, moved = rest - step, two(step)
+        remainder, reach = two(rest), norms * (norms * two(lam)) + self.size
+        if self.factor.independent:
+            return Measured(_or_infinite(_over(remainder, self.size)), _or_infinite(_over(remainder, reach)), rest)
+        through = np.hypot(two(self.operand.products(rest, "N")), self.factor.damp * remainder)
+        outside = _over(_over(through, norms), remainder)
+        relative, backward = _over(moved, self.size) + outside, _over(moved, reach) + outside
+        if correction is None:
+            relative = np.minimum(relative, _over(remainder, self.size))
+            backward = np.minimum(backward, _over(remainder, reach))
         return Measured(_or_infinite(relative), _or_infinite(backward), rest)
+
+    def _normal(self, lam: Array) -> Array:
+        """`(AᴴA + damp² I) lam`."""
+        damp = self.factor.damp
+        return self.operand.products(self.operand.products(lam, "N"), "H") + damp * (damp * lam)
 
     def _unmet(self, measured: Measured) -> Array:
         if self.factor.direct:
