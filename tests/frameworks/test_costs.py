@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 
 from backsolve import Client
+from backsolve._transports.grpc import GrpcTransport
 from frameworks.adapters import Adapter
 from frameworks.cases import SINGLE, Case
 from support.servers import ServerProcess
@@ -75,19 +76,36 @@ def test_a_gradient_moves_as_many_bytes_as_numpys(framework: Adapter, case: Case
             action(case.fresh())
     ours = _moved(remote, lambda: framework.grad(f, case, case.fresh()))
     theirs = _moved(remote, lambda: by_hand(case.fresh()))
-    assert ours[0] == theirs[0]
-    assert ours[1] == pytest.approx(theirs[1], abs=ALIGNED)
+    assert ours == theirs
+    assert ours["received_arrays"] == 2 * case.b.nbytes, "x and λ"
 
 
-ALIGNED = 64
-"""Bytes: the numbers of a reply begin at a multiple of this, and the seconds before them have more digits or fewer."""
+@pytest.mark.parametrize("case", SINGLE, ids=str)
+def test_a_hessian_vector_product_moves_the_values_and_four_vectors_each_way(
+    framework: Adapter, case: Case, remote: Client
+) -> None:
+    f = framework.solve(case, remote)
+    for _ in range(2):
+        framework.hvp(f, case, case.fresh())
+    moved = _moved(remote, lambda: framework.hvp(f, case, case.fresh()))
+    numbers = case.values.nbytes + 4 * case.b.nbytes
+    assert moved["received_arrays"] == 4 * case.b.nbytes
+    assert 0 <= moved["sent"] - numbers <= 4 * BESIDE
+    if isinstance(remote.transport, GrpcTransport):
+        assert moved["sent"] == numbers, "which counts the arrays alone"
 
 
-def _moved(client: Client, action: Callable[[], Any]) -> tuple[int, int]:
+BESIDE = 1024
+"""Bytes of names, options and digests in one request over REST."""
+
+
+def _moved(client: Client, action: Callable[[], Any]) -> dict[str, int]:
+    """Bytes; of those received the arrays', as the seconds in certificates have more digits or fewer."""
     wire: Any = client.transport
-    before = wire.sent, wire.received
+    counters = "sent", "received_arrays"
+    before = [getattr(wire, name) for name in counters]
     action()
-    return wire.sent - before[0], wire.received - before[1]
+    return {name: getattr(wire, name) - first for name, first in zip(counters, before, strict=True)}
 
 
 def _matrix(case: Case, values: np.ndarray) -> Any:

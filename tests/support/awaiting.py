@@ -92,6 +92,10 @@ class AwaitedHttp:
     def received(self) -> int:
         return self._calls.received
 
+    @property
+    def received_arrays(self) -> int:
+        return self._calls.received_arrays
+
     def _carry(self, call: Call, timeout: float | None) -> Any:
         return asyncio.run(self._inner.carry(call, timeout))
 

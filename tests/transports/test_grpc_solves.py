@@ -32,6 +32,7 @@ def test_solves_of_any_size(transport, held, megabytes):
     assert reply.x.flags.writeable
     assert reply.certificate.status is Status.OK
     assert (transport.sent - sent, transport.received - received) == (b.nbytes, b.nbytes)
+    assert transport.received_arrays == transport.received
 
 
 @pytest.mark.parametrize("megabytes", [3, 5])

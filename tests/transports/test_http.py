@@ -136,6 +136,7 @@ def test_forty_megabytes_each_way_in_one_buffer() -> None:
     assert reply.x.ctypes.data % 64 == 0
     assert b.nbytes < transport.sent < b.nbytes + 4096
     assert b.nbytes < transport.received < b.nbytes + 4096
+    assert transport.received_arrays == b.nbytes
 
 
 def test_bulk_of_an_unknown_matrix_is_not_sent(transport: HttpTransport) -> None:

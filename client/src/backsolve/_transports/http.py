@@ -98,6 +98,7 @@ class RestCalls:
     Attributes:
         sent: bytes of request bodies sent so far.
         received: bytes of reply bodies received so far.
+        received_arrays: those of the arrays in them.
 
     Raises:
         InvalidOptionError: the token cannot be a header.
@@ -110,6 +111,7 @@ class RestCalls:
         self._count = threading.Lock()
         self.sent = 0
         self.received = 0
+        self.received_arrays = 0
 
     def carry(self, call: Call, timeout: float | None) -> Trips[Any]:
         """Whichever call it is."""
@@ -204,7 +206,10 @@ class RestCalls:
             raise
         if media_type(reply) != MEDIA_TYPE:
             raise MalformedError(f"the reply is not {MEDIA_TYPE}: is this a backsolve server?")
-        answer = read(decode(reply.body, reply.tensors))
+        message = decode(reply.body, reply.tensors)
+        answer = read(message)
+        with self._count:
+            self.received_arrays += sum(tensor.nbytes for tensor in message.tensors.values())
         self._remember(ref)
         return answer
 
@@ -334,6 +339,11 @@ class HttpTransport(Transport):
     def received(self) -> int:
         """Bytes of reply bodies received so far."""
         return self._calls.received
+
+    @property
+    def received_arrays(self) -> int:
+        """Bytes of the arrays in them."""
+        return self._calls.received_arrays
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """POST /v1/solve."""
