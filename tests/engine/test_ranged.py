@@ -156,6 +156,34 @@ def test_a_pivot_that_halves_with_every_row_is_no_zero_pivot(embedded: Client, m
     assert np.abs(a @ got.x - a @ np.ones(n)).max() <= 1e-12
 
 
+@pytest.mark.parametrize("trans", ["N", "T", "H"])
+def test_reflections_tell_rows_of_other_sizes_from_dependent_columns(embedded: Client, trans):
+    a = (GRADED[:, None] * TRIDIAGONAL * GRADED[::-1]) * (1 + 2j)
+    full, x = {"N": (a, GRADED[::-1]), "T": (a.T, GRADED), "H": (a.conj().T, GRADED)}[trans]
+    with pytest.warns(IllConditionedWarning):
+        got = embedded.solve(a, full @ (1j / x), method="qr", trans=trans)
+    np.testing.assert_allclose(got.x, 1j / x, rtol=1e-13)
+    assert "rows and columns of A differ so much in size" in got.stats.reason
+
+
+@pytest.mark.parametrize("power", [0, -300, 300])
+def test_reflections_find_a_dependent_column_whatever_its_size(embedded: Client, power):
+    a = general("float64") * 2.0 ** (np.arange(N) * 13.0)[:, None]
+    a[:, 7] = np.ldexp(a[:, 3], power)
+    with pytest.raises(SingularMatrixError, match="column 7 depends") as caught:
+        embedded.solve(a, np.ones(N), method="qr")
+    assert caught.value.details["column"] == "7"
+
+
+@pytest.mark.parametrize(("method", "layout"), [("superlu", "csr"), ("qr", "dense")])
+def test_what_only_rounding_makes_singular_is_not_called_exactly_so(embedded: Client, method, layout):
+    n = 1200  # the determinant is 1
+    a = 2 * np.eye(n) + np.eye(n, k=-1)
+    a[0, -1], a[-1, -1] = 1, 0
+    with pytest.raises(SingularMatrixError, match="or so near it that rounding hides the difference"):
+        embedded.solve(layout_of(a, layout), np.ones(n), method=method)
+
+
 @pytest.mark.parametrize("method_layout", ELIMINATE)
 @pytest.mark.parametrize("power", [0, -300, 300])
 def test_a_zero_pivot_is_one_however_columns_are_scaled(embedded: Client, method_layout, power):

@@ -72,11 +72,12 @@ def factorize_each(operand: Operand, make: Callable[[int], T]) -> tuple[tuple[T 
 
 
 def singular(column: int | None = None) -> SingularMatrixError:
-    """A pivot is exactly zero, in `column` where that is known."""
+    """A pivot is exactly zero, in `column` where that is known: of A, or of what rounding and underflow made of it."""
     where = "" if column is None else f" in column {column}"
     fact = {} if column is None else {"column": column}
     return SingularMatrixError(
-        f"the matrix is exactly singular: elimination met a zero pivot{where}; "
+        "the matrix is exactly singular, or so near it that rounding hides the difference: "
+        f"elimination met a zero pivot{where}; "
         "solve A + shift*I, or remove the dependent row",
         kind="numeric",
         **fact,

@@ -191,34 +191,37 @@ class Ranged(Solver):
         try:
             return self.inner.factorize(symbolic, operand, spec)
         except SingularMatrixError as error:
-            again = self._lifted(symbolic, operand, spec)
-            if again is not None:
-                return again
+            found = self._lifted(symbolic, operand, spec, error)
+            if isinstance(found, Factor):
+                return found
             if spec.nullspace is not None or ROWS[spec.method].least_squares:
                 raise  # they say what to do in words of their own
             from .direct.dependent import named  # noqa: PLC0415  (of use only where something has failed)
 
-            better = named(error, operand)
+            better = named(found, operand)
             if better is error:
                 raise
             raise better from error
 
-    def _lifted(self, symbolic: Symbolic, operand: Operand, spec: FactorSpec) -> Factor | None:
-        """A factor where no more than an underflow had looked like a zero pivot."""
+    def _lifted(
+        self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, error: SingularMatrixError
+    ) -> Factor | SingularMatrixError:
+        """A factor where no more than the sizes of numbers had made a pivot look like a zero; else what is wrong."""
         row = ROWS[spec.method]
         plain = row.direct and row.needs == "square" and spec.nullspace is None and operand.batch is None
         wide = np.dtype(spec.precision).itemsize >= operand.dtype.itemsize
         if not (plain and wide) or isinstance(operand.pattern, StructuredPattern):
-            return None
-        from .lifted import LiftedFactor, lifted  # noqa: PLC0415  (of use only where something has failed)
+            return error
+        from .lifted import LiftedFactor, levelled, lifted  # noqa: PLC0415  (of use only where something has failed)
 
-        made = lifted(operand)
+        made = levelled(operand) if spec.method == "qr" else lifted(operand)
         if made is None:
-            return None
+            return error
+        scaled, columns, rows = made
         try:
-            return LiftedFactor(operand, self.inner.factorize(symbolic, made[0], spec), made[1])
-        except SingularMatrixError:
-            return None
+            return LiftedFactor(operand, self.inner.factorize(symbolic, scaled, spec), columns, rows)
+        except SingularMatrixError as again:
+            return again  # the column that it names is not one that only looked dependent
 
 
 _MOST_DAMP = 2.0**900

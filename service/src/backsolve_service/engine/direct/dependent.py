@@ -43,13 +43,15 @@ def named(error: SingularMatrixError, operand: Operand) -> SingularMatrixError:
     if found is None:
         return error
     column, others = found
+    # A null vector is one to within rounding.
+    hidden = ", or so near it that rounding hides the difference" if others > 0 else ""
     how = "nothing but zeros" if not others else f"a linear combination of others (about {others})"
     if others == 1:
         how = "a multiple of another column"
     elif others < 0:
         how = "one of a set of columns whose entries lie in fewer rows"
     return SingularMatrixError(
-        f"the matrix is singular: elimination met a zero pivot, and column {column} is {how}; "
+        f"the matrix is singular{hidden}: elimination met a zero pivot, and column {column} is {how}; "
         "solve A + shift*I, or remove the dependent column",
         kind="numeric",
         column=column,
