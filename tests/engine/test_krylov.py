@@ -15,6 +15,7 @@ from backsolve_service.engine.options import preconditioner_spec
 from backsolve_service.engine.registry import PRECONDITIONERS, ROWS, solver
 from backsolve_service.engine.select import choose
 from backsolve_service.engine.structure import inspect, inspect_pattern
+from backsolve_service.engine.tolerance import iterative_rtol
 from engine.table import array, factor_of, matrix, numbers, op, poisson
 
 GENERAL = ("bicgstab", "gmres", "fgmres", "lsmr")
@@ -85,6 +86,20 @@ def test_least_squares_core_finds_the_shortest_minimiser(damp, dtype, shape):
 
 
 # -- options change what they should -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "device"), [*((method, False) for method in ALL), ("cg", True), ("gmres", True)])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_half_of_the_default_tolerance_is_left_to_rounding_x_to_single(method, device, dtype):
+    """Of what was asked, 1e-6 in single, an iteration in double must not use up all: x is rounded after it."""
+    preconditioner = None if method == "lsmr" else "none"
+    f = factor_of(method, poisson(16, dtype=dtype), preconditioner, on_device=device)
+    b = numbers((256, 1), dtype, 602_118_391)
+    half, whole = {"complex64": (5e-7, 1e-6), "complex128": (1e-10, 2e-10)}[dtype]
+    default, tight, loose = (run(f, b, rtol=rtol) for rtol in (None, half, whole))
+    np.testing.assert_array_equal(default.x, tight.x)
+    assert default.iterations[0] == tight.iterations[0] > loose.iterations[0]
+    assert default.relative_residual.max() <= iterative_rtol(np.dtype(dtype))
 
 
 @each

@@ -18,6 +18,7 @@ from backsolve.pattern import DensePattern, Pattern
 from backsolve.types import Options
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.engine.base import Controls, FactorSpec
+from backsolve_service.engine.operand import Operand
 from backsolve_service.observer import Silent
 from backsolve_service.scheduling.process import ProcessLostError
 from backsolve_service.scheduling.scheduler import Scheduler
@@ -60,8 +61,13 @@ def build(scheduler, op, spec=SUPERLU):
     return scheduler.order_factor(symbolic, op, spec).result(PATIENCE).value
 
 
-def solve(scheduler, ref, rhs, trans="N", controls=None, context=None):
-    return scheduler.solve(ref, rhs, trans, controls or Controls(), context or caller())
+def solve(scheduler, ref, rhs, trans="N", controls=None, context=None, instead=None):
+    return scheduler.solve(ref, rhs, trans, controls or Controls(), context or caller(), instead=instead)
+
+
+def beside(op, values):
+    """Other values on the same pattern."""
+    return Operand(Matrix(op.pattern, values))
 
 
 def stop(worker):
@@ -71,7 +77,6 @@ def stop(worker):
 
 def same_on_threads(scheduler, matrix, spec, trans, columns=2):
     from backsolve_service.engine.answer import answer
-    from backsolve_service.engine.operand import Operand
     from support.factors import factorize
 
     op = Operand(matrix)
@@ -198,6 +203,20 @@ def test_cancellation_stops_an_iteration_in_the_process(scheduler):
     with pytest.raises(CancelledError):
         solve(scheduler, ref, np.ones((op.n, 1)), controls=Controls(rtol=1e-12, cancelled=lambda: True))
     assert ref.worker.pid == pid, "it ended by itself, nobody killed it"
+
+
+def test_cancellation_stops_an_iteration_on_a_factor_of_older_values_in_the_process(scheduler):
+    """Values so far from those of the factor that the iteration would go on for hundreds of steps."""
+    older = operand(laplacian(150))
+    ref = build(scheduler, older)
+    pid, rhs = ref.worker.pid, np.ones((older.n, 1))
+    far = older.values * 10.0 ** np.random.default_rng(730_442_518).uniform(-6, 6, older.values.size)
+    with pytest.raises(CancelledError, match="between two iterations"):
+        solve(scheduler, ref, rhs, controls=Controls(rtol=1e-12, cancelled=lambda: True), instead=beside(older, far))
+    assert ref.worker.pid == pid, "it ended by itself, nobody killed it"
+    near = beside(older, older.values * 1.5)
+    found = solve(scheduler, ref, rhs, controls=Controls(rtol=1e-10), instead=near).answer
+    np.testing.assert_allclose(near.wide[0] @ found.x, rhs, rtol=0, atol=1e-8)
 
 
 def test_a_killed_process_fails_its_job_and_is_started_again(frail):
