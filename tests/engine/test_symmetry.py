@@ -127,6 +127,39 @@ def test_infinity_agrees_with_no_number(form):
     assert not is_hermitian(FORMS[form](a))
 
 
+def by_definition(a):
+    """The formula of the module, entry by entry."""
+    size, across = np.abs(a), a.conj().T
+    roots, largest = np.sqrt(np.abs(np.diagonal(a))), size.max(axis=1)
+    scale = np.maximum(size, np.outer(roots, roots))
+    scale = np.maximum(scale, np.minimum.outer(largest, largest))
+    if not np.array_equal(a != 0, across != 0):
+        return None
+    close = np.abs(a - across) <= 16 * np.finfo(a.dtype).eps * scale
+    return None if not close.all() else "exactly" if np.array_equal(a, across) else "rounded"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_what_shows_at_once_is_what_a_look_at_every_entry_would_show(dtype):
+    """One spoilt entry anywhere, by little or much, of matrices of all sizes, and one that is missing."""
+    rng, seen = np.random.default_rng(337_118_906), set()
+    for _ in range(400):
+        n = int(rng.integers(1, 40))
+        a = np.where(
+            rng.random((n, n)) < rng.choice([0.05, 0.3, 1.0]), numbers((n, n), dtype, int(rng.integers(1e9))), 0
+        )
+        a = a + a.conj().T + np.diag(rng.choice([0.0, 1.0, 1e6], n))
+        a = (a * np.outer(2.0 ** np.arange(n), 2.0 ** np.arange(n)) if rng.random() < 0.3 else a).astype(dtype)
+        stored = np.argwhere(a)
+        if stored.size and rng.random() < 0.8:
+            i, j = stored[rng.integers(len(stored))]
+            a[i, j] *= 1 + rng.choice([-1.0, 1e-3, 3e-6, 1e-6, 3e-15, 1e-15])
+        found = mirrored(sparse.csr_array(a))
+        assert found == by_definition(a)
+        seen.add(found)
+    assert seen == {None, "exactly", "rounded"}
+
+
 def test_equal_counts_and_equal_numbers_are_no_symmetry():
     """Each row and each column of a cycle has two entries, and all are alike."""
     cycle = sparse.csr_array(np.eye(5) + np.roll(np.eye(5), 1, axis=1))
