@@ -56,6 +56,12 @@ def _new_values(rounds: int, patience: float) -> Iterator[Row]:
     yield from cases.new_values(_circuit(), rounds, (None, None), method="superlu")
 
 
+def _refactored(rounds: int, patience: float) -> Iterator[Row]:
+    del patience
+    for problem in (grid((100, 100)), _circuit(), grid((316, 316)), grid((30, 30, 30))):
+        yield from cases.refactored(problem, rounds)
+
+
 def _first_sight(rounds: int, patience: float) -> Iterator[Row]:
     del patience
     for problem in (grid((100, 100)), _circuit(), grid((316, 316)), grid((30, 30, 30))):
@@ -76,6 +82,7 @@ def _drifting(rounds: int, patience: float) -> Iterator[Row]:
 CASES: dict[str, Callable[[int, float], Iterator[Row]]] = {
     "cached": _cached,
     "new-values": _new_values,
+    "refactored": _refactored,
     "first-sight": _first_sight,
     "large": _large,
     "drifting": _drifting,

@@ -4,6 +4,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -11,6 +12,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 from scipy.sparse.linalg import splu
 from tqdm import tqdm
+
+from backsolve.matrix import Matrix
+from backsolve.pattern import Pattern
+from backsolve_service.engine.base import FactorSpec
+from backsolve_service.engine.direct.ordering import Ordering
+from backsolve_service.engine.operand import Operand
+from backsolve_service.engine.registry import solver
 
 from .problems import Problem, grid
 from .users import Caller, CarefulUser, Step, spsolve_pair
@@ -74,6 +82,32 @@ def new_values(
     name = "new values" + "".join(f", {value}" for value in options.values())
     yield from _against_both(name, problem, ours, lambda: problem.draw(rng), rounds, targets, rng)
     ours.close()
+
+
+def refactored(problem: Problem, rounds: int) -> Iterator[Row]:
+    """The default's factorization alone: SuperLU in the ordering that the pattern has kept, against plain `splu`."""
+    rng, method = np.random.default_rng(507_116_284), solver("superlu")
+    spec = FactorSpec("superlu", None, "float64", "cpu")
+    first = problem.draw(rng)
+    pattern = Pattern.from_csr(first)
+    symbolic = method.analyze(pattern, spec)
+    assert isinstance(symbolic, Ordering)
+    method.factorize(symbolic, Operand(Matrix(pattern, first.data)), spec)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in tqdm(range(rounds), desc=f"refactored, {problem.name}", unit="round"):
+        A = problem.draw(rng)
+        operand, columns = Operand(Matrix(pattern, A.data)), csc_array(A)
+        users: dict[str, Callable[[], object]] = {
+            "ours": partial(method.factorize, symbolic, operand, spec),
+            "theirs": partial(splu, columns),
+        }
+        for name in rng.permutation(list(users)):
+            began = time.perf_counter()
+            users[name]()
+            seconds[name].append(time.perf_counter() - began)
+    ours, theirs = (float(np.median(seconds[name])) for name in ("ours", "theirs"))
+    note = f"{ours / theirs:.2f} of splu's time; {symbolic.kind} ordering, checks of the values and the pivots included"
+    yield Row("refactored", problem.name, "plain splu", ours, theirs, 1, rounds, note)
 
 
 def first_sight(problem: Problem, rounds: int, targets: tuple[float, float]) -> Iterator[Row]:
