@@ -20,6 +20,7 @@ from backsolve.errors import CancelledError, DeadlineError, NotConvergedWarning
 from backsolve_service.context import CallContext
 from backsolve_service.embedded import EmbeddedTransport
 from backsolve_service.grpc.server import GrpcConfig, GrpcServer
+from support.fresh import new_rng
 from support.rest import CERTIFICATE, ToldPlane, echo, serving
 from support.servers import ServerProcess
 from support.systems import convection, laplacian, random_like
@@ -40,7 +41,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_two_hundred_callers_get_their_own_answers(url: str, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     a = convection(9, seed=318_604_275)
-    a.data += np.random.default_rng().standard_normal() * 1e-3
+    a.data += new_rng().standard_normal() * 1e-3
     exact = np.linalg.inv(a.toarray())
 
     async def call(client: AsyncClient, seed: int) -> float:

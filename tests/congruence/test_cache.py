@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from backsolve import Client, fingerprint
+from support.fresh import new_rng
 from support.servers import ServerProcess
 from support.systems import convection, laplacian, random_like
 
@@ -22,7 +23,7 @@ def grown(client: Client, before: dict[str, float], name: str) -> float:
 def fresh(m: int, seed: int) -> object:
     """A matrix that no other test and no other transport has used."""
     a = convection(m, seed=seed)
-    a.data += np.random.default_rng().standard_normal() * 1e-3
+    a.data += new_rng().standard_normal() * 1e-3
     return a
 
 
@@ -80,7 +81,7 @@ def test_new_values_reuse_the_analysis(client: Client) -> None:
 
 def test_values_are_hashed_on_every_call(client: Client) -> None:
     """A write that no version counter sees is seen by the hash."""
-    a = np.diag([2.0, 2.0, 2.0]) + np.random.default_rng().standard_normal() * 1e-3 * np.eye(3)
+    a = np.diag([2.0, 2.0, 2.0]) + new_rng().standard_normal() * 1e-3 * np.eye(3)
     first = client.solve(a, np.ones(3)).x
     a[0, 0] *= 2
     second = client.solve(a, np.ones(3))
@@ -101,7 +102,7 @@ def test_nearly_equal_matrices_are_never_confused(client: Client) -> None:
 
 
 def test_a_failed_cholesky_is_remembered_and_ldl_takes_its_place(client: Client) -> None:
-    rng = np.random.default_rng()
+    rng = new_rng()
     half = rng.standard_normal((20, 20))
     a = half + half.T + 3 * np.eye(20)
     a[np.diag_indices(20)] = np.abs(a.diagonal()) + 0.1
@@ -116,7 +117,7 @@ def test_a_failed_cholesky_is_remembered_and_ldl_takes_its_place(client: Client)
 
 
 def test_positive_definite_matrices_get_cholesky(client: Client) -> None:
-    rng = np.random.default_rng()
+    rng = new_rng()
     half = rng.standard_normal((20, 20))
     solution = client.solve(half @ half.T + np.eye(20), np.ones(20))
     assert solution.stats.method == "cholesky"
@@ -138,7 +139,7 @@ def test_a_second_process_factors_nothing(server: ServerProcess, scheme: str) ->
         print(client.stats()["factorizations"] - before)
         """
     )
-    shift = str(np.random.default_rng().random())
+    shift = str(new_rng().random())
     counts = [
         float(
             subprocess.run(

@@ -11,6 +11,7 @@ from backsolve._transports.discover import DiscoveringTransport
 from backsolve._transports.grpc import GrpcTransport
 from backsolve._transports.http import HttpTransport
 from backsolve.errors import BacksolveError, UnreachableError
+from support.fresh import new_rng
 from support.servers import ServerProcess, free_port
 from support.systems import convection, random_like
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.same_host, pytest.mark.awaited]
 
 def test_threads_share_a_client_and_a_factorization(client: Client) -> None:
     a = convection(12, seed=830_441_907)
-    a.data += np.random.default_rng().standard_normal() * 1e-3
+    a.data += new_rng().standard_normal() * 1e-3
     exact = np.linalg.inv(a.toarray())
     before = client.stats()["factorizations"]
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from backsolve import Client
 from support.collisions import collision_set
+from support.fresh import new_rng
 from support.systems import convection, op, random_like
 
 
@@ -101,7 +102,7 @@ def test_answers_and_gradients_in_the_callers_storage(
 def test_every_layout_is_the_same_matrix(client: Client) -> None:
     """Sparse ones share one factor, dense ones another: the digest is that of the canonical form."""
     canonical = convection(5)
-    canonical.data *= 1 + 2.0 ** -np.random.default_rng().integers(5, 40)
+    canonical.data *= 1 + 2.0 ** -new_rng().integers(5, 40)
     for family in ("csr", "dense"):
         seen = client.stats()["factorizations"]
         for layout, make in LAYOUTS.items():
@@ -112,7 +113,7 @@ def test_every_layout_is_the_same_matrix(client: Client) -> None:
 
 def test_no_two_matrices_of_the_collision_set_are_confused(client: Client) -> None:
     """None finds another's factor, each finds its own, and each answer is that of its own matrix."""
-    matrices = collision_set(1 + 1e-3 * np.random.default_rng().random())
+    matrices = collision_set(1 + 1e-3 * new_rng().random())
     b = random_like((36,), "float64", 380_917_264)
     for first in (True, False):
         for name, (pattern, values) in matrices.items():

@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from backsolve import Client, Pattern, Status
 from backsolve.errors import NotConvergedError, NotConvergedWarning, NotPositiveDefiniteError
 from backsolve.torch import solve, spsolve
+from support.fresh import new_rng
 from support.systems import convection, laplacian, op, random_like
 from support.tensors import close, dense, generator, reference, rhs, scattered, sparse_pattern, values_on
 
@@ -255,7 +256,7 @@ def test_the_scale_of_the_right_hand_side_changes_nothing(client: Client) -> Non
 def test_a_hessian_vector_product_factors_nothing(client: Client, kind: str, trans: str) -> None:
     """Complex, with columns, the operator not A itself; and equal to the dense product."""
     pattern = sparse_pattern(870_546_213, 8)
-    noise = 1e-3 * np.random.default_rng().standard_normal()
+    noise = 1e-3 * new_rng().standard_normal()
     a = dense(605_839_142, (), 8, torch.complex128) if kind == "dense" else values_on(pattern, 258_693_017)
     a = (a.to(torch.complex128) * (1 + noise)).requires_grad_()
     b = rhs(943_160_287, (8, 3), torch.complex128).requires_grad_()

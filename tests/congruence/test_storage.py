@@ -11,6 +11,7 @@ from backsolve import Client, Pattern
 from backsolve.errors import InvalidOptionError, NotHermitianError, SingularMatrixError
 from backsolve.matrix import Matrix
 from backsolve.types import Options, Status, Storage
+from support.fresh import new_rng
 from support.rest import ask_json
 from support.servers import ServerProcess
 from support.systems import laplacian, op, random_like
@@ -185,9 +186,7 @@ def remote(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Cl
 @pytest.mark.parametrize("m", [60, 340])  # one message, and bulk, whose digests are taken as it arrives
 def test_a_triangle_leaves_out_what_its_mirror_says(remote: Client, m: int) -> None:
     # One more pair of entries, somewhere: a pattern that no other transport has brought.
-    far = sparse.coo_array(
-        ([-0.01], ([m * m - 1], [np.random.default_rng().integers(m * m - m - 1)])), shape=(m * m, m * m)
-    )
+    far = sparse.coo_array(([-0.01], ([m * m - 1], [new_rng().integers(m * m - m - 1)])), shape=(m * m, m * m))
     a = sparse.csr_array(laplacian(m) + far + far.T)
     sent = {}
     for storage in ("general", "lower"):
@@ -201,7 +200,7 @@ def test_a_triangle_leaves_out_what_its_mirror_says(remote: Client, m: int) -> N
 
 def test_a_dense_triangle_is_half_the_bytes(remote: Client) -> None:
     n = 700
-    a = random_like((n, n), "float64", 5_291) + np.random.default_rng().random()
+    a = random_like((n, n), "float64", 5_291) + new_rng().random()
     a = a + a.T + 200 * np.eye(n)
     before = remote.transport.sent  # type: ignore[attr-defined]
     x = remote.solve(a, np.ones(n), storage="lower").x

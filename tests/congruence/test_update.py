@@ -20,6 +20,7 @@ from backsolve.errors import (
 )
 from backsolve.types import Holding
 from backsolve_service.engine.tolerance import ATTAINABLE
+from support.fresh import new_rng
 from support.servers import ServerProcess
 from support.systems import convection, dense, op, random_like
 
@@ -30,7 +31,7 @@ each_layout = pytest.mark.parametrize("layout", ["csr", "csc", "coo", "dense"])
 
 def base(layout: str, dtype: str = "float64") -> object:
     """A matrix that no other test and no other transport has used."""
-    shift = np.random.default_rng().random()
+    shift = new_rng().random()
     if layout == "dense":
         return (dense(N, dtype) + shift * np.eye(N)).astype(dtype)
     return (convection(M, dtype) + shift * sparse.eye_array(N)).astype(dtype).asformat(layout)
@@ -213,7 +214,7 @@ def test_what_does_not_fit_is_refused_alike(client: Client) -> None:
 
 
 def test_what_is_singular_is_named_and_remembered(client: Client) -> None:
-    s = np.diag(np.arange(1.0, N + 1)) + np.random.default_rng().random() * np.eye(N, k=1)
+    s = np.diag(np.arange(1.0, N + 1)) + new_rng().random() * np.eye(N, k=1)
     unit, b = np.eye(N)[:, -1:], np.ones(N)
     # The last row of S is N in its last place alone: taking it away leaves a row of zeros.
     a = LowRankUpdate(s, N * unit, -unit)
@@ -293,7 +294,7 @@ def test_updates_that_follow_each_other_travel_with_their_calls(client: Client) 
 
 def test_what_has_to_be_sent_first_is_named(client: Client) -> None:
     # A pattern of its own, too.
-    s = base("csr") + 0.1 * sparse.random_array((N, N), density=0.2, rng=np.random.default_rng())
+    s = base("csr") + 0.1 * sparse.random_array((N, N), density=0.2, rng=new_rng())
     for scale, error in ((1.0, NeedMatrixError), (2.0, NeedValuesError)):
         matrix = canonicalise(LowRankUpdate(scale * s, *thin(2))).matrix
         with pytest.raises(error, match=r"send .* first") as told:

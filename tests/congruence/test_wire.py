@@ -11,6 +11,7 @@ from backsolve._news import News
 from backsolve.errors import MatrixChangedError
 from backsolve.matrix import Matrix
 from backsolve.types import MatrixRef, Options
+from support.fresh import new_rng
 from support.servers import ServerProcess
 from support.systems import convection, laplacian
 
@@ -21,7 +22,7 @@ BESIDE = 2048
 def fresh(m: int = 40) -> sparse.csr_array:
     """A matrix that no other test and no other transport has used."""
     a = convection(m, seed=71_881)
-    a.data = a.data + np.random.default_rng().standard_normal() * 1e-3
+    a.data = a.data + new_rng().standard_normal() * 1e-3
     return a
 
 

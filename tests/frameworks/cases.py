@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from backsolve import Pattern
+from support.fresh import new_rng
 from support.systems import random_like
 
 N = 7
@@ -75,7 +76,7 @@ class Case:
 
     def fresh(self) -> np.ndarray:
         """Values that no cache has met, whatever ran before on the same server."""
-        noise = np.random.default_rng().standard_normal(self.values.shape)
+        noise = new_rng().standard_normal(self.values.shape)
         return (self.values * (1 + 1e-4 * noise)).astype(self.dtype)
 
 

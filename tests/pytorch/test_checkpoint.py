@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from backsolve import Client
 from backsolve.errors import SingularMatrixError
 from backsolve.torch import LinearSolve, solve, spsolve
+from support.fresh import new_rng
 from support.tensors import close, dense, rhs, scattered, sparse_pattern, values_on
 
 PATTERN = sparse_pattern(650_274_918, 8)
@@ -21,7 +21,7 @@ each_way = pytest.mark.parametrize("reentrant", [False, True], ids=["saved hooks
 
 def _fresh() -> Tensor:
     """Numbers that no cache has met, whatever ran before on the same server."""
-    noise = torch.as_tensor(np.random.default_rng().standard_normal(PATTERN.nnz))
+    noise = torch.as_tensor(new_rng().standard_normal(PATTERN.nnz))
     return (values_on(PATTERN, 307_592_846) + 1e-3 * noise).requires_grad_()
 
 

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 import backsolve.client as client_module
 from backsolve import Client, Pattern
 from backsolve.torch import solve, spsolve
+from support.fresh import new_rng
 from support.servers import ServerProcess
 from support.systems import convection, laplacian
 from support.tensors import close, dense, reference, rhs, sparse_pattern, values_on
@@ -32,7 +32,7 @@ def _counted(client: Client, action: Callable[[], Any]) -> dict[str, float]:
 
 def _fresh_values(pattern: Pattern) -> Tensor:
     """Numbers that no cache has met, whatever ran before on the same server."""
-    noise = torch.as_tensor(np.random.default_rng().standard_normal(pattern.nnz))
+    noise = torch.as_tensor(new_rng().standard_normal(pattern.nnz))
     return (values_on(pattern, 403_918_275) + 1e-3 * noise).requires_grad_()
 
 

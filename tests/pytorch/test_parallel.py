@@ -1,7 +1,6 @@
 """Training on several ranks and in several threads: one server, one factor, the gradients of one process."""
 
 import os
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +15,7 @@ import backsolve.client as client_module
 from backsolve import Client
 from backsolve.torch import LinearSolve, spsolve
 from support import ranks
+from support.fresh import new_seed
 from support.servers import ServerProcess
 from support.tensors import close, dense, reference, rhs, sparse_pattern, values_on
 
@@ -26,7 +26,7 @@ RANKS = 2
 
 def _seed() -> int:
     """Of matrices that the server has not met, whatever ran before on it."""
-    return secrets.randbelow(1 << 40)
+    return new_seed()
 
 
 def test_ranks_share_one_factor(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

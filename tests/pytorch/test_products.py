@@ -13,6 +13,7 @@ from torch.autograd.functional import hvp as reference_hvp
 import backsolve.torch as bt
 from backsolve import Client, Pattern
 from backsolve.errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError, NotSupportedError
+from support.fresh import new_rng
 
 # PyTorch loads its own forward-mode rules through torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -27,7 +28,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 33_018_24
 
 def fresh(dtype: torch.dtype = torch.float64) -> Tensor:
     """A matrix that no other test has solved with: what is factorized is counted."""
-    return randn(N, N, dtype=dtype) + float(np.random.default_rng().random())
+    return randn(N, N, dtype=dtype) + float(new_rng().random())
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def test_gnvp(embedded: Client, dtype: torch.dtype, squares: bool) -> None:
 @pytest.mark.parametrize("mode", ["reverse", "forward", "auto"])
 def test_a_jacobian_is_one_request(embedded: Client, mode: str) -> None:
     pattern = Pattern.from_csr(sparse.csr_array(np.ones((N, N)) - np.eye(N, k=4)))
-    values, b = randn(pattern.nnz) + float(np.random.default_rng().random()), randn(N, seed=13)
+    values, b = randn(pattern.nnz) + float(new_rng().random()), randn(N, seed=13)
     where = torch.tensor(pattern.rows), torch.tensor(pattern.indices)
     diagonal = 9.0 * (where[0] == where[1])
 

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import backsolve.torch as bt
 from backsolve import Client, Pattern
 from backsolve.errors import InvalidDtypeError, InvalidPatternError, InvalidShapeError, NonfiniteInputError
+from support.fresh import new_rng
 from support.systems import convection
 
 # PyTorch loads its own forward-mode rules through torch.jit.
@@ -150,7 +151,7 @@ def test_products(case: str) -> None:
 def test_one_factorization_for_s_its_updates_and_their_derivatives(embedded: Client) -> None:
     """Of a Newton step: S, two updates of it, a gradient each and a product with the Hessian."""
     s, u, v = tensors("pattern", torch.float64)
-    s = (s.detach() + torch.rand(1, dtype=torch.float64)).requires_grad_()
+    s = (s.detach() + torch.as_tensor(new_rng().random(1))).requires_grad_()
     b = right(torch.float64, 0)
     before = dict(embedded.stats())
     bt.spsolve(s, PATTERN, b, client=embedded).sum().backward()

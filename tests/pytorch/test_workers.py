@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import secrets
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import backsolve.client as client_module
 from backsolve import Client
 from backsolve.torch import LinearSolve
 from support.datasets import ITEMS, PATTERN, SolvedItems
+from support.fresh import new_seed
 from support.servers import ServerProcess
 from support.tensors import close, rhs, values_on
 
@@ -44,7 +44,7 @@ def test_workers_solve_on_one_server(
     monkeypatch.setattr(client_module, "_default", client_module._Default())
     with Client(server.grpc_url if own else server.http_url) as client:
         layer = LinearSolve(PATTERN, **({"client": client} if own else {}))  # type: ignore[arg-type]
-        items = SolvedItems(secrets.randbelow(1 << 40), layer, sparse=True)
+        items = SolvedItems(new_seed(), layer, sparse=True)
         here = torch.stack([items[index] for index in range(ITEMS)])[:, 1:]
         before = client.stats()
         close(_loaded(items, start), here, rtol=0, atol=0)

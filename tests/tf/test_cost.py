@@ -6,12 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from backsolve import Client
 from backsolve.tensorflow import solve, spsolve
+from support.fresh import new_rng
 from support.tf_tensors import (
     close,
     dense,
@@ -38,7 +38,7 @@ def _counted(client: Client, action: Callable[[], Any]) -> tuple[int, ...]:
 
 def _fresh(seed: int) -> Any:
     """A matrix that no cache has met, whatever ran before on the same server."""
-    return dense(seed) + 1e-3 * np.random.default_rng().standard_normal((5, 5))
+    return dense(seed) + 1e-3 * new_rng().standard_normal((5, 5))
 
 
 @each_way

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 import backsolve.tensorflow as bt
 from backsolve import Client
 from backsolve.errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
+from support.fresh import new_rng
 from support.tf_tensors import close, numbers
 
 N = 5
@@ -20,7 +20,7 @@ each_way = pytest.mark.parametrize("graph", [False, True], ids=["eager", "functi
 
 def _fresh(dtype: str = "float64") -> Any:
     """A matrix that no other test has solved with: what is factorized is counted."""
-    return numbers(33_018_244, (N, N), dtype) + tf.cast(np.random.default_rng().random(), dtype)
+    return numbers(33_018_244, (N, N), dtype) + tf.cast(new_rng().random(), dtype)
 
 
 @contextmanager

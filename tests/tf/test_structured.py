@@ -10,6 +10,7 @@ import tensorflow as tf
 from backsolve import Client
 from backsolve.errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError, NotSupportedError
 from backsolve.tensorflow import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz, solve
+from support.fresh import new_rng
 from support.tf_tensors import (
     close,
     dense,
@@ -163,7 +164,7 @@ def test_a_batch_in_a_function_that_does_not_know_its_size(kind: str, embedded: 
 
 
 def test_an_update_uses_the_factor_of_what_it_stands_on(embedded: Client) -> None:
-    S = dense(61_027_843, n=N) + float(np.random.default_rng().random())
+    S = dense(61_027_843, n=N) + float(new_rng().random())
     b, U = numbers(770_214_536, (N,)), _thin(40_193_572, "float64")
     before = embedded.stats()["factorizations"]
     solve(S, b, client=embedded)

@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import Array
 
 from backsolve import Client, Pattern
 from backsolve.jax import solve, spsolve
+from support.fresh import new_rng
 from support.jaxes import close, counted, dense, reference, rhs, scalar, scattered, sparse_pattern, values_on
 
 PATTERN = sparse_pattern(503_817_249, 12)
@@ -17,7 +17,7 @@ PATTERN = sparse_pattern(503_817_249, 12)
 
 def _fresh(batch: tuple[int, ...] = ()) -> Array:
     """Numbers that no cache has met, whatever ran before on the same server."""
-    noise = np.random.default_rng().standard_normal((*batch, PATTERN.nnz))
+    noise = new_rng().standard_normal((*batch, PATTERN.nnz))
     return values_on(PATTERN, 276_940_185, batch) + 1e-3 * noise
 
 

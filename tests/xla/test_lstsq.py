@@ -20,6 +20,7 @@ from backsolve.jax._operation import bind
 from backsolve.pattern import DensePattern
 from backsolve.retry import UNSET
 from backsolve.types import Options
+from support.fresh import new_rng
 from support.jaxes import close, counted, rhs, scalar
 
 SHAPES = {"tall": (7, 4), "wide": (4, 7)}
@@ -110,7 +111,7 @@ def test_sparse_values_and_batches(damp: float, wrap: Any, embedded: Client) -> 
 def test_what_a_gradient_costs(damp: float, adjoint: int, wrap: Any, embedded: Client) -> None:
     """One more request, two without damping; of b alone one; of 64 mapped right-hand sides as many as of one."""
     # Numbers that no cache has met.
-    a = rhs(927_310_485, (9, 4)) + 1e-3 * np.random.default_rng().standard_normal((9, 4))
+    a = rhs(927_310_485, (9, 4)) + 1e-3 * new_rng().standard_normal((9, 4))
     b = rhs(35_170_924, (64, 9))
 
     def loss(a: Array, b: Array) -> Array:

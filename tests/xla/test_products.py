@@ -11,6 +11,7 @@ import pytest
 import backsolve.jax as bj
 from backsolve import Client
 from backsolve.errors import InvalidDtypeError, InvalidShapeError
+from support.fresh import new_rng
 from support.systems import random_like
 
 N = 5
@@ -19,7 +20,7 @@ each_dtype = pytest.mark.parametrize("dtype", ["float64", "complex128"])
 
 def fresh(dtype: str) -> jax.Array:
     """A matrix that no other test has solved with: what is factorized is counted."""
-    return jnp.asarray(random_like((N, N), dtype, 88_130) + np.random.default_rng().random())
+    return jnp.asarray(random_like((N, N), dtype, 88_130) + new_rng().random())
 
 
 def spent(client: Client, before: dict[str, float]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from jax import Array
 
 from backsolve import Client
 from backsolve.jax import solve, spsolve
+from support.fresh import new_rng
 from support.jaxes import close, counted, dense, reference, rhs, scattered, sparse_pattern, tolerance, values_on
 
 PATTERN = sparse_pattern(730_284_916)
@@ -37,7 +38,7 @@ def _march(values: Array, b: Array, step: Any, *, remat: bool) -> Array:
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_a_time_stepper(wrap: Any, remat: bool, embedded: Client) -> None:
     # Numbers that no cache has met.
-    values = values_on(PATTERN, 915_402_637) + 1e-3 * np.random.default_rng().standard_normal(PATTERN.nnz)
+    values = values_on(PATTERN, 915_402_637) + 1e-3 * new_rng().standard_normal(PATTERN.nnz)
     b = rhs(340_617_285, (6,))
 
     def ours(values: Array, b: Array) -> Array:
