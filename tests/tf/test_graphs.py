@@ -120,6 +120,30 @@ def test_forward_mode_around(embedded: Client, form: Form) -> None:
         close(_pushed(traced, form.operand, B), expected)
 
 
+@tf.custom_gradient
+def _exponential(x: Any) -> Any:
+    """TensorFlow's own kind of an operation that uses its answer in its gradient."""
+    y = tf.exp(x)
+    return y, lambda grad: y * grad
+
+
+@pytest.mark.parametrize("of_tensorflow", [True, False], ids=["TensorFlow's", "ours"])
+@pytest.mark.parametrize("around", ["branch", "loop"])
+def test_forward_mode_inside_around_branches_and_loops_is_never_wrong_silently(
+    embedded: Client, around: str, of_tensorflow: bool
+) -> None:
+    """TensorFlow fails, whoever made the operation: where it no longer does, the documentation can promise more."""
+    step = _exponential if of_tensorflow else lambda b: solve(A, b, client=embedded)
+
+    def controlled(_: Any, b: Any) -> Any:
+        if around == "branch":
+            return tf.cond(b[0] > -9.0, lambda: step(b), lambda: b)
+        return tf.while_loop(lambda k, x: k < 2, lambda k, x: (k + 1, step(x)), (tf.constant(0), b))[1]
+
+    with pytest.raises((AssertionError, TypeError, ValueError)):
+        tf.function(lambda b: _pushed(controlled, A, b), autograph=False)(B)
+
+
 @each_form
 @pytest.mark.parametrize("columns", [(), (2,)], ids=["vector", "columns"])
 def test_unknown_shapes(embedded: Client, form: Form, columns: tuple[int, ...]) -> None:

@@ -64,8 +64,8 @@ def solve(
     `values`, in their order; of an index that is listed more than once each value receives it in
     full. Complex gradients are conjugated as TensorFlow's are. One factor serves the solve, its
     gradient (one more solve) and a Hessian-vector product (two more). Inside a `tf.function` an
-    accumulator around a branch or a loop in which there is a solve is an error of TensorFlow's:
-    put the accumulator around the function.
+    accumulator around a branch or a loop in which there is a solve is an error of TensorFlow's, as it
+    is of any `tf.custom_gradient` that uses its own answer: put the accumulator around the function.
 
     Eagerly, errors are those of `backsolve.errors`. A `tf.function` that solves raises
     TensorFlow's errors, with the name and the text of ours in theirs. XLA compiles no solve, and a
