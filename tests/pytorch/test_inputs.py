@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from backsolve import Client, Pattern
@@ -59,6 +60,8 @@ def test_mixed_types_and_arrays_are_refused(embedded: Client) -> None:
         solve(A, B.float(), client=embedded)
     with pytest.raises(InvalidDtypeError, match=r"torch\.Tensor"):
         solve(A.numpy(), B, client=embedded)  # type: ignore[call-overload]
+    with pytest.raises(InvalidDtypeError, match=r"A is a csc_array of SciPy.*spsolve\(torch\.from_numpy\(A\.data\)"):
+        solve(csc_array(A.numpy()), B, client=embedded)  # type: ignore[call-overload]
 
 
 def test_devices_must_agree(embedded: Client) -> None:

@@ -1,5 +1,6 @@
 """What callers may pass, and what becomes of bad input and of failures: each its own error, eagerly ours."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_mixed_types_and_foreign_matrices_are_refused() -> None:
         solve(A, B, storage="upper")  # type: ignore[call-overload]
     with pytest.raises(InvalidShapeError, match=r"b is a SparseTensor.*to_dense"):
         solve(A, tf.sparse.from_dense(B))
+    with pytest.raises(InvalidShapeError, match=r"A is a RaggedTensor.*A\.to_tensor\(\)"):
+        solve(tf.RaggedTensor.from_tensor(A), B)
+    with pytest.raises(InvalidShapeError, match=r"b is a IndexedSlices.*convert_to_tensor\(b\)"):
+        solve(A, tf.IndexedSlices(B, tf.range(5), tf.constant([5])))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,32 @@ def test_nothing_to_solve(embedded: Client, shape: tuple[int, ...]) -> None:
     of_a, of_b = gradients(lambda a, b: solve(a, b, client=embedded), a, b)
     assert of_a.shape == (0, 0)
     assert of_b.shape == shape
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("shape", [(0,), (0, 3)])
+def test_nothing_to_solve_in_second_order_and_forward_mode(
+    embedded: Client, shape: tuple[int, ...], compiled: bool
+) -> None:
+    pattern = Pattern([0], [], (0, 0))
+    values, b = tf.zeros([0], tf.float64), tf.zeros(shape, tf.float64)
+
+    def ours(values: Any, b: Any) -> Any:
+        return spsolve(values, pattern, b, client=embedded)
+
+    def of_indices(values: Any, b: Any) -> Any:
+        return solve(tf.SparseTensor(tf.zeros([0, 2], tf.int64), values, [0, 0]), b, client=embedded)
+
+    def everything(f: Any, values: Any, b: Any) -> list[Any]:
+        with tf.autodiff.ForwardAccumulator([values, b], [values, b]) as accumulator:
+            x, found = f(values, b), gradients(f, values, b)
+        return [accumulator.jvp(x), *accumulator.jvp(found), *products(f, values, b)]
+
+    for f in (ours, of_indices):
+        signature = [tf.TensorSpec([None], tf.float64), tf.TensorSpec([None] * len(shape), tf.float64)]
+        run = partial(everything, f)
+        found = tf.function(run, input_signature=signature)(values, b) if compiled else run(values, b)
+        assert [tuple(each.shape) for each in found] == [shape, (0,), shape, (0,), shape]
 
 
 def test_no_columns_and_a_batch_of_none(embedded: Client) -> None:

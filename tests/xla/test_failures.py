@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import Array
 from jax.experimental import sparse
+from scipy.sparse import csc_array
 
 from backsolve import Client, Pattern, Status
 from backsolve.errors import (
@@ -281,6 +282,7 @@ def test_names_need_numbers(embedded: Client) -> None:
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a list": (lambda: solve([[1.0]], jnp.ones(1)), InvalidDtypeError, "A must be an array"),
+    "a matrix of SciPy": (lambda: solve(csc_array(np.eye(2)), jnp.ones(2)), InvalidDtypeError, r"spsolve\(A\.data"),
     "integers": (lambda: solve(jnp.eye(2, dtype=int), jnp.ones(2)), InvalidDtypeError, "astype"),
     "half precision": (lambda: solve(jnp.eye(2, dtype=jnp.bfloat16), jnp.ones(2)), InvalidDtypeError, "bfloat16"),
     "two types": (lambda: solve(jnp.eye(2), jnp.ones(2, "float32")), InvalidDtypeError, "b is float32"),

@@ -32,6 +32,11 @@ def array(value: object, name: str) -> Array:
     Raises:
         InvalidDtypeError: no array, or of another element type.
     """
+    if hasattr(value, "tocsr"):
+        raise InvalidDtypeError(
+            f"{name} is a {type(value).__name__} of SciPy: with A = {name}.tocsr() call spsolve(A.data, "
+            "Pattern.from_csr(A), b), or solve(BCSR.from_scipy_sparse(A), b)"
+        )
     if not isinstance(value, jax.Array | np.ndarray):
         raise InvalidDtypeError(
             f"{name} must be an array of JAX or NumPy, e.g. jnp.asarray({name}); tensors of PyTorch go to "

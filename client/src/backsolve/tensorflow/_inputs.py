@@ -21,9 +21,10 @@ def tensor(value: Any, name: str) -> Tensor:
         InvalidShapeError: it is sparse or ragged.
     """
     if isinstance(value, tf.SparseTensor | tf.RaggedTensor | tf.IndexedSlices):
+        dense = {tf.SparseTensor: f"tf.sparse.to_dense({name})", tf.RaggedTensor: f"{name}.to_tensor()"}
         raise InvalidShapeError(
-            f"{name} is a {type(value).__name__}; pass a dense tensor, e.g. tf.sparse.to_dense({name}), "
-            "or a sparse matrix as the A of solve(A, b)"
+            f"{name} is a {type(value).__name__}; pass a dense tensor, e.g. "
+            f"{dense.get(type(value), f'tf.convert_to_tensor({name})')}, or a sparse matrix as the A of solve(A, b)"
         )
     try:
         dense = tf.convert_to_tensor(value)

@@ -39,6 +39,11 @@ def tensor(value: object, name: str) -> Tensor:
         InvalidDtypeError: not a tensor, or of another element type.
         NotSupportedError: a nested tensor.
     """
+    if hasattr(value, "tocsr"):
+        raise InvalidDtypeError(
+            f"{name} is a {type(value).__name__} of SciPy: with A = {name}.tocsr() call "
+            "spsolve(torch.from_numpy(A.data), Pattern.from_csr(A), b), or Client.solve(A, b) for arrays all through"
+        )
     if not isinstance(value, Tensor):
         raise InvalidDtypeError(
             f"{name} must be a torch.Tensor; for arrays use backsolve.Client.solve, or torch.as_tensor({name})"
