@@ -9,9 +9,23 @@ import scipy.sparse.linalg
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from backsolve.errors import InvalidOptionError, NotPositiveDefiniteError, NotSupportedError
+from backsolve.errors import InvalidOptionError, NotConvergedError, NotPositiveDefiniteError, NotSupportedError
 from support.iterative import definite, random, residual
 from support.systems import convection, dense, laplacian, random_like
+
+# -- bicgstab and gmres ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [2, 3, 7])
+def test_an_end_before_maxiter_counts_the_iteration_that_was_begun(embedded, local, restart):
+    """The service counts products: a cycle of `restart` of them is one of SciPy's, and so is the part of one."""
+    a, b = np.diag([1.0, 1, 1, 1, 0]), np.ones(5)
+    with pytest.raises(NotConvergedError) as told:
+        embedded.solve(a, b, method="gmres", rtol=1e-6, restart=restart, maxiter=1000)
+    products = told.value.solution.stats.iterations
+    assert 0 < products < 1000
+    assert local.gmres(a, b, rtol=1e-6, restart=restart)[1] == -(-products // min(restart, 5))
+
 
 # -- cg -----------------------------------------------------------------------------------------
 
@@ -32,6 +46,30 @@ def test_a_matrix_that_is_hermitian_but_for_rounding_is_solved(spla, method, for
     x, info = getattr(spla, method)(form(a), b, rtol=1e-9)
     assert info == 0
     assert residual(a, x, b) <= 1e-9 * np.linalg.norm(b)
+
+
+def _nearly_hermitian(kind: str, share: float) -> np.ndarray:
+    """Off by `share` of n eps, relative to what is largest in the row and in the column, above the diagonal."""
+    factor = random(40, kind, 308_661_742)
+    a = factor @ factor.conj().T
+    a = np.tril(a) + np.tril(a, -1).conj().T
+    largest = np.abs(a).max(axis=1)
+    off = share * 40 * np.finfo(float).eps * np.minimum.outer(largest, largest)
+    return a + np.triu(off, 1) * (1j if kind == "c" else 1)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array, sparse.csc_matrix], ids=["dense", "csr", "matrix"])
+@pytest.mark.parametrize("kind", ["f", "c"])
+@pytest.mark.parametrize("method", ["cg", "minres"])
+def test_rounding_is_what_a_sum_of_n_products_can_lose(local, method, kind, form):
+    """The service calls 16 eps rounding; up to n eps is made Hermitian here, and beyond that is refused."""
+    b = np.arange(40.0)
+    a = _nearly_hermitian(kind, 0.6)
+    x, info = getattr(local, method)(form(a), b, rtol=1e-6)
+    assert info == 0
+    assert residual(a, x, b) <= 1e-6 * np.linalg.norm(b)
+    with pytest.raises((NotPositiveDefiniteError, InvalidOptionError), match="Hermitian"):
+        getattr(local, method)(form(_nearly_hermitian(kind, 1.7)), b, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["cg", "minres"])
@@ -195,6 +233,13 @@ def test_a_watched_singular_system_ends(local):
     assert np.isfinite(x).all()
 
 
+def test_a_watched_singular_system_that_is_seen_to_have_no_solution_ends_early(local):
+    seen, x, info = _cycles(local, np.diag([1.0, 1, 1, 1, 0]), np.ones(5), restart=3, maxiter=50)
+    assert 0 < info < 50
+    assert len(seen) == info
+    assert_allclose(x[:4], np.ones(4))
+
+
 @pytest.mark.parametrize("kind", [None, "legacy", "pr_norm"])
 def test_callbacks_at_each_iteration_are_refused(local, kind):
     a, b = definite()
@@ -241,6 +286,19 @@ def test_minres_minimises_the_residual_of_one_that_has_none(spla, kind):
     x, info = spla.minres(a, b)
     assert info == 0
     assert residual(a, x, b) == pytest.approx(abs(b[0]), rel=1e-8)
+
+
+@each_kind
+def test_minres_counts_a_least_squares_solution_by_rtol_itself(local, kind):
+    a, b = hermitian(kind)
+    a[0], a[:, 0] = 0, 0
+    x, info = local.minres(a, b, rtol=1e-14, maxiter=3)
+    assert info > 0
+    rest = b - a @ x
+    size = np.linalg.norm(a, axis=0).max() * np.linalg.norm(rest)
+    reached = np.linalg.norm(a @ rest) / size
+    assert local.minres(a, b, rtol=reached / 3, maxiter=3)[1] > 0
+    assert local.minres(a, b, rtol=reached * 1.1, maxiter=3)[1] == 0
 
 
 @each_kind

@@ -110,6 +110,16 @@ def test_any_pair_of_tolerances_is_kept(local, method):
             assert residual(a, x, b) <= max(rtol * np.linalg.norm(b), atol)
 
 
+@with_atol
+def test_an_absolute_tolerance_stops_where_a_relative_one_would(local, method):
+    """Not later, with an x that is better than was asked for."""
+    a, b = laplacian(12), np.ones(144)
+    relative, _ = getattr(local, method)(a, b, rtol=1e-3)
+    absolute, info = getattr(local, method)(a, b, rtol=0, atol=1e-3 * np.linalg.norm(b))
+    assert info == 0
+    assert_array_equal(relative, absolute)
+
+
 @each_method
 def test_no_tolerance_at_all_is_not_met(local, method):
     a, b = definite()

@@ -57,6 +57,7 @@ WRONG = {
     "one percent": (lambda g: 1.01 * g, "1.01 times"),
     "sign": (lambda g: -g, "-1 times"),
     "twice": (lambda g: 2 * g, "symmetric matrix counted twice"),
+    "half": (lambda g: g / 2, "0.5 times what it should be (an entry of a symmetric matrix counted twice"),
     "transposed": (lambda g: g.T, "transposed"),
     "conjugate missing": (np.conj, "a conjugate is missing"),
     "adjoint": (lambda g: g.conj().T, "conjugate transpose"),
@@ -99,6 +100,48 @@ def test_one_wrong_entry_of_many_is_found() -> None:
         report = gradcheck(f, x, entries=3, raise_error=False)
         assert not report.ok
         assert report.worst.index == (place,)
+
+
+def _cubes(x: Numbers, wrong: Numbers | float = 0.0) -> tuple[float, Numbers]:
+    return float(np.sum(x**3)), 3 * x**2 + wrong
+
+
+def test_a_wrong_entry_that_no_direction_shows_is_caught_by_itself() -> None:
+    """Along a direction an entry counts beside all others; alone it is held to the tolerance itself."""
+    x = np.linspace(0.9, 1.0, 100)
+    wrong = np.zeros(100)
+    wrong[41] = 3 * 2e-3
+    assert gradcheck(lambda x: _cubes(x, wrong), x, rtol=1e-3, entries=0).ok
+    report = gradcheck(lambda x: _cubes(x, wrong), x, rtol=1e-3, entries=100, raise_error=False)
+    assert not report.ok
+    assert report.worst.index == (41,)
+
+
+def test_an_absolute_error_is_allowed_for() -> None:
+    x = np.ones(3)
+    assert not gradcheck(lambda x: _cubes(x, 1e-4), x, raise_error=False).ok
+    assert not gradcheck(lambda x: _cubes(x, 1e-4), x, atol=3e-5, raise_error=False).ok
+    assert gradcheck(lambda x: _cubes(x, 1e-4), x, atol=3e-4).ok
+
+
+def test_steps_are_relative_to_large_inputs() -> None:
+    """A step of 1e-2 beside 1e10 is lost in rounding."""
+    x = 1e10 * np.array([1.0, 2.0, 1.5])
+
+    def f(x: Numbers) -> tuple[float, Numbers]:
+        waves = np.sin(x / 1e10)
+        return float(np.sum(waves)), np.cos(x / 1e10) / 1e10
+
+    assert gradcheck(f, x).ok
+
+
+def test_the_entries_that_are_looked_at_are_a_sample_of_all() -> None:
+    x = np.linspace(1, 2, 1000)
+    found = [entry.index[0] for entry in gradcheck(_cubes, x, entries=8).entries if entry.index is not None]
+    assert len(set(found)) == 8
+    assert max(found) > 500
+    other = gradcheck(_cubes, x, entries=8, seed=90_332).entries
+    assert [entry.index for entry in other] != [(place,) for place in found]
 
 
 def torch_case(dtype: str) -> tuple[Any, tuple[Any, ...]]:
@@ -199,12 +242,17 @@ def test_a_wrong_forward_rule_is_told_from_a_right_backward() -> None:
 
         @staticmethod
         def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
-            return tangent * 2.02
+            return tangent * (2 + off[0])
 
+    off = [0.0]
     x = torch.ones(3, dtype=torch.float64)
-    assert gradcheck(Lopsided.apply, x).ok
-    with pytest.raises(GradcheckError, match="forward mode and reverse mode disagree"):
-        gradcheck(Lopsided.apply, x, forward=True)
+    for scale in (1.0, 1e-9):
+        for off[0] in (2e-2, 2e-5):
+            assert gradcheck(lambda x, scale=scale: scale * Lopsided.apply(x), x).ok
+            with pytest.raises(GradcheckError, match="forward mode and reverse mode disagree"):
+                gradcheck(lambda x, scale=scale: scale * Lopsided.apply(x), x, forward=True)
+        off[0] = 0.0
+        assert gradcheck(lambda x, scale=scale: scale * Lopsided.apply(x), x, forward=True).ok
 
 
 def test_an_iterative_solve_that_stops_early_is_noise(client: backsolve.Client) -> None:
