@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 import backsolve.client as client_module
 from backsolve import Client, Pattern
-from backsolve.torch import solve, spsolve
+from backsolve.torch import _rules, solve, spsolve
 from support.fresh import new_rng
 from support.servers import ServerProcess
 from support.systems import convection, laplacian
@@ -192,3 +193,40 @@ def test_a_first_iterate_decides_the_method_of_the_backward_too(embedded: Client
     x.sum().backward()
     assert seen == ["cg", "cg"]
     assert embedded.stats()["factorizations"] - before == 1
+
+
+class _Products(TorchDispatchMode):
+    """How many numbers each multiplication makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mul.Tensor:
+            self.sizes.append(found.numel())
+        return found
+
+
+def test_a_wide_block_of_columns_is_taken_in_pieces(embedded: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All products at once would take as much memory as columns times entries; the pieces make the same."""
+    pattern = sparse_pattern(618_934_275, 9)
+    values, b, v = values_on(pattern, 427_116_083), rhs(936_580_142, (9, 7)), rhs(240_871_569, (pattern.nnz,))
+
+    def derivatives() -> list[Tensor]:
+        given = values.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            (spsolve(given, pattern, b, client=embedded) ** 3).sum(), given, create_graph=True
+        )
+        return [gradient.detach(), *torch.autograd.grad(gradient @ v, given)]
+
+    whole = derivatives()
+    monkeypatch.setattr(_rules, "_BLOCK", 35)
+    for one, other in zip(derivatives(), whole, strict=True):
+        close(one, other)
+    with _Products() as products:
+        _rules.product(pattern, values, b, transposed=True)
+        _rules.outer(pattern, b, b)
+    assert len(products.sizes) > 2
+    assert max(products.sizes) <= 35

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from backsolve import Client
-from backsolve.tensorflow import solve, spsolve
+from backsolve.tensorflow import _rules, solve, spsolve
 from support.tf_tensors import (
     close,
     dense,
@@ -118,6 +118,15 @@ def test_many_blocks_of_entries(embedded: Client, monkeypatch: pytest.MonkeyPatc
     whole = gradients(ours, values, b)
     monkeypatch.setattr("backsolve.tensorflow._rules._BLOCK", 35)
     close(gradients(ours, values, b), whole)
+    place = _rules.of_pattern(pattern)
+    for piece in (
+        lambda values, b: place.product(_rules.ANY, values, b, transposed=True),
+        lambda values, b: place.outer(_rules.ANY, b, b),
+    ):
+        graph = tf.function(piece).get_concrete_function(values, b).graph
+        sizes = [each.outputs[0].shape.num_elements() for each in graph.get_operations() if each.type == "Mul"]
+        assert len(sizes) > 1
+        assert max(sizes) <= 35
 
 
 def test_only_one_operand_is_watched(embedded: Client) -> None:

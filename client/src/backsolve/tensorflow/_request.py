@@ -12,6 +12,7 @@ from typing import Final, Literal, final
 import numpy as np
 
 from .._adapter.request import Observer, Phase, Request, System
+from .._adapter.shapes import leading
 from .._fork import renew_after_fork
 from ..canonical import Entries, PatternMemo, from_coordinates
 from ..client import Client, default_client
@@ -167,17 +168,9 @@ def _checked(asked: Asked, given: Operands, values: Array, pattern: AnyPattern) 
     Raises:
         InvalidShapeError: they do not.
     """
-    entries, name = parameters(pattern), asked.name
-    lead = values.shape[: values.ndim - len(entries)]
-    if values.ndim < len(entries) or values.shape[len(lead) :] != entries:
-        raise InvalidShapeError(f"{name} has shape {values.shape}, the pattern needs {entries} or (batch, *{entries})")
-    known, b = (*lead, pattern.m if asked.operation == "minimise" else pattern.n), given.rhs
-    if b.shape[: len(known)] != known or b.ndim not in (len(known), len(known) + 1):
-        raise InvalidShapeError(
-            f"b has shape {b.shape}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
-        )
-    if given.x0 is not None and given.x0.shape != b.shape:
-        raise InvalidShapeError(f"x0 has shape {given.x0.shape}, it must be shaped like b, {b.shape}")
+    rows = pattern.m if asked.operation == "minimise" else pattern.n
+    start = None if given.x0 is None else given.x0.shape
+    lead = leading(values.shape, given.rhs.shape, start, parameters(pattern), rows, asked.name)
     if lead and isinstance(pattern, StructuredPattern) and pattern.base is not None:
         raise InvalidShapeError("there is a batch of updates: solve them one by one, S is factorized only once")
     return lead

@@ -7,6 +7,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from .._adapter.shapes import leading
 from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
 from ._numbers import check_numbers
 
@@ -108,18 +109,7 @@ def batch(values: Tensor, b: Tensor, x0: Tensor | None, entries: tuple[int, ...]
     Raises:
         InvalidShapeError: shapes do not fit each other.
     """
-    lead = tuple(values.shape[: values.ndim - len(entries)])
-    if values.ndim < len(entries) or tuple(values.shape[len(lead) :]) != entries:
-        raise InvalidShapeError(
-            f"{name} has shape {tuple(values.shape)}, the pattern needs {entries} or (batch, *{entries})"
-        )
-    known = (*lead, n)
-    if tuple(b.shape[: len(known)]) != known or b.ndim not in (len(known), len(known) + 1):
-        raise InvalidShapeError(
-            f"b has shape {tuple(b.shape)}; this matrix takes {known} for vectors or {(*known, 'k')} for k columns"
-        )
-    if x0 is not None and x0.shape != b.shape:
-        raise InvalidShapeError(f"x0 has shape {tuple(x0.shape)}, it must be shaped like b, {tuple(b.shape)}")
+    lead = leading(values.shape, b.shape, None if x0 is None else x0.shape, entries, n, name)
     shape = tuple(b.shape)
     if len(lead) > 1:
         size = math.prod(lead)
