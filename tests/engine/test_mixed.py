@@ -153,6 +153,34 @@ def test_what_cannot_be_refined_is_stagnation(method):
     assert answer(factor_of(method, matrix(layout, a)), b, "N", Controls()).statuses == ((Status.OK,) * 2,)
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("method", ["lu", "superlu"])
+def test_a_right_hand_side_in_the_range_hides_no_singular_matrix(method, columns):
+    """Refinement gives it an answer as good as any, and there are as many others."""
+    layout, flagged = "csr" if method == "superlu" else "dense", 0
+    for seed in range(40):
+        a = numbers((30, 30), "float64", seed + 340_771_905)
+        a[19] = a[4]
+        try:
+            made = mixed(method, layout, a)
+        except SingularMatrixError:
+            continue
+        got = answer(made, a @ numbers((30, columns), "float64", seed), "N", Controls())
+        assert got.backward_error.max() <= 1e-12
+        assert got.statuses == ((Status.ILL_CONDITIONED,) * columns,)
+        assert "precision='full'" in (got.note or "")
+        flagged += 1
+    assert flagged > 10
+
+
+@each_trans
+def test_rows_of_very_different_size_are_not_taken_for_singular(trans):
+    grade = 10.0 ** np.random.default_rng(71_431).uniform(-8, 8, (40, 1))
+    a = grade * array("general", "float64")
+    b = op(a, trans) @ (np.ones((40, 1)) if trans == "N" else 1 / grade)
+    assert answer(mixed("superlu", "csr", a), b, trans, Controls()).statuses == ((Status.OK,),)
+
+
 def test_fewer_steps_than_needed_are_stagnation_too():
     a = array("general", "float64")
     b = numbers((40, 1), "float64", 990_414)

@@ -105,6 +105,18 @@ def test_an_answer_that_loses_digits_below_the_range_is_flagged(embedded: Client
     assert 1e-12 < found.stats.backward_error < np.inf
 
 
+@pytest.mark.parametrize(("method", "layout"), [("lu", "dense"), ("superlu", "csr"), ("gmres", "csr"), ("cg", "dense")])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_an_answer_that_vanishes_is_no_fault_of_the_matrix(embedded: Client, method, layout, dtype):
+    """Neither A nor b is near an end of the range; x is below its smallest normal number."""
+    far = 2.0**97 if dtype == "float32" else 2.0**960
+    for small in (2.0**-40, 2.0**-60) if dtype == "float32" else (2.0**-80, 2.0**-120):
+        a, b = definite(dtype) * far, np.full(N, small, dtype=dtype)
+        with pytest.raises(NotConvergedError) as caught:
+            embedded.solve(layout_of(a.astype(dtype), layout), b, method=method)
+        assert caught.value.solution.status is Status.OUT_OF_RANGE
+
+
 @pytest.mark.parametrize("method", ["triangular", "superlu"])
 def test_a_growth_beyond_the_range_is_no_zero_pivot(embedded: Client, method):
     # x_i = 2^i: nothing about the matrix is singular.

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from backsolve.errors import (
     InvalidOptionError,
@@ -200,6 +201,29 @@ def test_a_capacitance_matrix_without_a_certain_digit_is_told(dtype):
     got = answer(made, b, "N", Controls())
     assert got.statuses == ((Status.ILL_CONDITIONED,),)
     assert got.condition >= 1 / np.finfo(dtype).eps
+
+
+@each_dtype
+@each_layout
+def test_an_update_that_takes_a_column_of_the_base_away_is_never_good(dtype, layout):
+    """K is then no more than what Z is off by, which rises with the condition of S beyond the rounding of K itself."""
+    rng = np.random.default_rng(88_301_476)
+    for seed in range(60):
+        n, j = int(rng.integers(2, 40)), int(rng.integers(2))
+        a = numbers((n, n), dtype, seed + 7_130_455)
+        v = np.zeros((n, 1), dtype=dtype)
+        v[j] = 1
+        base = Matrix(DensePattern((n, n)), a)
+        if layout == "csr":
+            base = Matrix(Pattern.from_csr(csr_array(np.ones((n, n)))), a.ravel())
+        m, whole = on(base, np.ascontiguousarray(-a[:, j : j + 1]), v)
+        assert not whole[:, j].any()
+        try:
+            factor = factorize(m, usual(layout))
+        except SingularMatrixError:
+            continue
+        got = answer(factor, numbers((n, 2), dtype, seed), "N", Controls())
+        assert Status.OK not in got.statuses[0]
 
 
 @pytest.mark.parametrize("distance", [1e-4, 1e-8, 1e-11, 1e-14])

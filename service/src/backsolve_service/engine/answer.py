@@ -10,7 +10,7 @@ from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
 from .certify import Evidence, Proof, Reference, accept, measure, reference
-from .conditioning import Conditioning, estimate, lower_bound
+from .conditioning import Conditioning, estimate, lower_bound, unresolved
 from .faults import systems
 from .lstsq.base import LeastSquaresFactor
 from .one_column import Figures, certify
@@ -30,6 +30,9 @@ from .tolerance import (
 
 _SOLVED = 1e-2
 """An iterative answer whose residual is above this part of b has not solved its system."""
+
+
+_UNRESOLVED = "single precision cannot tell A from a singular matrix: use precision='full'"
 
 
 @final
@@ -103,7 +106,7 @@ def _answered(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> A
             estimated = estimate(factor)
             return _conditioned(_answered(factor, rhs, trans, replace(controls, condition=False)), estimated, factor)
         outcome = None
-        if factor.direct and factor.operand.batch is None and rhs.shape[1] == 1:
+        if factor.direct and not factor.narrow and factor.operand.batch is None and rhs.shape[1] == 1:
             outcome = factor.solve(rhs, trans, controls)
             known = lower_bound(factor)
             figures = None if outcome.proof else certify(factor, rhs, outcome.x, trans, controls, known)
@@ -253,11 +256,16 @@ class _Run:
         # iterative method left of the residual is judged by its tolerance, and not once more here.
         error = np.maximum(evidence.backward, epsilon(self.dtype)) if self.factor.direct else epsilon(self.dtype)
         unmet = unmet | (np.maximum(evidence.condition, self.known) >= 1 / error)
+        if unresolved(self.factor):
+            unmet, self.note = np.ones_like(unmet), _UNRESOLVED
         missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):
             return tuple((Status.OK,) * k for _ in range(count))
         beyond = self._beyond(hopeless) if hopeless.any() else hopeless
+        # Below the smallest normal number digits are lost, whatever the matrix is.
+        vanished = magnitude(x, 1) < float(np.finfo(self.dtype).tiny)
+        beyond = beyond | (vanished & (evidence.backward > direct_backward_error(self.dtype)))
         grid: list[tuple[Status, ...]] = []
         for s, status in enumerate(systems_):
             flags = zip(*(of[s].tolist() for of in (self.bad, hopeless, missed, unmet, beyond)), strict=True)

@@ -13,7 +13,7 @@ from backsolve.types import Array, Trans
 
 from .base import Controls, Factor
 from .direct.condition import condition_number, inverse_norm
-from .tolerance import epsilon
+from .tolerance import MIXED_REFINEMENTS, epsilon
 
 
 @final
@@ -120,6 +120,57 @@ def _probe(factor: Factor) -> float:
 
 _DOUBTFUL = 1e-4
 """Part of 1/ε from which the first probe is not enough: it has missed singular matrices by as much."""
+
+
+_REFINED = 1e4
+"""Condition number up to which single precision has digits to spare."""
+
+_LEFT = 1e-6
+"""Part of b that refinement may leave of a solve in single precision; of a singular matrix it leaves what is outside
+the range."""
+
+_unresolved: "WeakKeyDictionary[Factor, bool]" = WeakKeyDictionary()
+
+
+def unresolved(factor: Factor) -> bool:
+    """Whether a factor in single precision cannot tell its matrix, which is a double one, from a singular one.
+
+    Refinement gives b in the range of a singular matrix as good an answer as any b of a regular one. So a b that is
+    of no particular kind is tried, once, unless the factor itself says that its precision is ample.
+    """
+    operand = factor.operand
+    if not factor.narrow or operand.batch is not None or operand.n == 0 or factor.nullspace is not None:
+        return False
+    if isinstance(operand.pattern, StructuredPattern):
+        return False
+    known = _unresolved.get(factor)
+    if known is None:
+        with np.errstate(all="ignore"):
+            known = _unresolved[factor] = _stays(factor)
+    return known
+
+
+def _stays(factor: Factor) -> bool:
+    """Whether refinement leaves a part of the probe."""
+    operand = factor.operand
+    if factor.condition is not None and factor.condition <= _REFINED:
+        return False
+    given = (operand.row_sums * _entries(operand.n)).astype(operand.dtype)[:, None]
+    if not np.isfinite(given).all():
+        return False  # sums out of range say nothing of the matrix
+    x = _solved(factor, given, "N")
+    if factor.condition is None and float(np.abs(x).max()) <= _REFINED * _LARGEST:
+        return False
+    last = np.inf
+    for _ in range(MIXED_REFINEMENTS):
+        rest = given - operand.product(0, x, "N")
+        left = float((np.abs(rest) / np.abs(given)).max())
+        if left <= _LEFT:
+            return False
+        if not left < last:
+            break
+        last, x = left, x + _solved(factor, rest, "N")
+    return True
 
 
 def _entries(n: int) -> Array:

@@ -48,6 +48,13 @@ def predicted_nbytes(operand: Operand) -> int:
     return int((operand.n * k + k * k) * operand.wide_dtype.itemsize + k * np.dtype(np.int32).itemsize)
 
 
+_ROUNDINGS = 16.0
+"""Of its largest term, by which an entry of K may be off, and times the error of Z as one more solve shows it."""
+
+_CANCELS = 1e3
+"""Growth from which it matters what Z is off by: S, however ill-conditioned it is, must leave K a digit."""
+
+
 @dataclass(frozen=True, eq=False)
 class UpdateFactor(Factor):
     """`Z` and `K` beside a factor of S, which is not copied and not counted here.
@@ -57,7 +64,7 @@ class UpdateFactor(Factor):
         inner: the factor of S.
         z: `[n, k]` S⁻¹ U, in double precision.
         capacitance: K, factored.
-        growth: ||K⁻¹||₁ || I + |V|ᴴ |Z| ||₁: how much K's inverse amplifies the rounding of its entries.
+        growth: ||K⁻¹||₁ ||E||₁, with E ε what K's entries may be off by: how much its inverse amplifies their rounding.
     """
 
     operand: Operand
@@ -198,7 +205,19 @@ def _prepared(inner: Factor, operand: Operand) -> UpdateFactor:
             kind="numeric",
         ) from error
     made = IteratedUpdate if not inner.direct else DirectUpdate
-    return made(operand, inner, z, capacitance, _growth(capacitance, size))
+    growth = _growth(capacitance, _ROUNDINGS * size)
+    if growth >= _CANCELS:
+        growth = _growth(capacitance, _ROUNDINGS * (size + _off(inner, operand, z)))
+    return made(operand, inner, z, capacitance, growth)
+
+
+def _off(inner: Factor, operand: Operand, z: Array) -> Array:
+    """What the error of Z = S⁻¹ U, found by a step of refinement, does to the entries of K, in roundings."""
+    assert operand.base is not None
+    with np.errstate(all="ignore"):
+        rest = (operand.systems[0]["U"] - operand.base.product(0, z, "N")).astype(operand.dtype)
+        error = answer(inner, rest, "N", Controls()).x
+        return np.asarray(np.abs(operand.wide[0]["V"]).T @ np.abs(error) / epsilon(operand.dtype))
 
 
 def _growth(capacitance: SmallLu, size: Array) -> float:
