@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental.sparse import BCOO
 from scipy import sparse
 
-from backsolve import Client, Pattern
+from backsolve import Client, Pattern, Status
 from backsolve.errors import InvalidDtypeError, InvalidOptionError, InvalidPatternError, InvalidShapeError
 from backsolve.jax import Circulant, Kronecker, LowRankPlusDiagonal, LowRankUpdate, Toeplitz, solve
 from support.fresh import new_rng
@@ -122,6 +122,24 @@ def test_mapped_updates(wrap: Any, embedded: Client) -> None:
         return scalar(reference(jnp.asarray(BANDED.toarray()) + u @ u.T, b))
 
     close(wrap(jax.vmap(jax.value_and_grad(ours)))(u), jax.vmap(jax.value_and_grad(truth))(u))
+
+
+def test_statistics_of_mapped_updates_are_of_all(embedded: Client) -> None:
+    """A request for each: nothing was factorized only where that is so of all."""
+    u, b = rhs(880_216_347, (6, 1)), rhs(150_394_826, (6,))
+    s = jnp.asarray(new_rng().standard_normal((2, BANDED.nnz)) * 0.1 + BANDED.data)
+
+    def stats(s: Array) -> Any:
+        return solve(LowRankUpdate(s, u, pattern=PATTERN), b, client=embedded, return_stats=True)[1]
+
+    alone = stats(s[0])
+    assert not alone.factor_hit
+    some, every = jax.vmap(stats)(s), jax.vmap(stats)(s)
+    assert not some.factor_hit.any()
+    assert every.factor_hit.all()
+    assert every.statuses == [Status.OK] * 2
+    assert every.relative_residual.shape == (2,)
+    assert every.method_name == alone.method_name
 
 
 def test_a_sparse_base(embedded: Client) -> None:
