@@ -69,6 +69,19 @@ def test_nested_tensors(embedded: Client) -> None:
         solve(nested, B, client=embedded)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_for_torchscript_is_right_or_refused(embedded: Client) -> None:
+    """Sizes are tensors there; a pattern brings its own, and the solve is called back."""
+    b = rhs(5_518_221, (PATTERN.n,))
+    traced = torch.jit.trace(
+        lambda values, b: spsolve(values, PATTERN, b, client=embedded), (VALUES, b), check_trace=False
+    )
+    torch.testing.assert_close(traced(1.5 * VALUES, 2 * b), spsolve(1.5 * VALUES, PATTERN, 2 * b, client=embedded))
+    for call in (solve, lstsq):
+        with pytest.raises(NotSupportedError, match=r"torch\.jit\.trace.*use torch\.compile or torch\.export"):
+            torch.jit.trace(lambda A, b, call=call: call(A, b, client=embedded), (A, B))
+
+
 def test_a_plain_subclass_is_a_tensor(embedded: Client) -> None:
     class Named(torch.Tensor):
         pass

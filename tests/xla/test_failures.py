@@ -215,6 +215,20 @@ def test_ill_conditioned_is_an_answer_with_a_warning(embedded: Client) -> None:
 # -- statistics ------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::backsolve.errors.IllConditionedWarning")
+def test_no_answer_is_worse_than_an_ill_conditioned_one(embedded: Client) -> None:
+    """As the certificate of the batch has it, whatever the order of the numbers that stand for statuses."""
+    seen: list[Any] = []
+    hilbert = 1.0 / (jnp.arange(12.0)[:, None] + jnp.arange(12.0) + 1)
+    a = jnp.stack([jnp.eye(12), hilbert, jnp.zeros((12, 12))])
+    b = jnp.broadcast_to((-1.0) ** jnp.arange(12), (3, 12))  # an x so large that it tells the condition of its matrix
+    options: Any = {"client": embedded, "on_failure": "nan", "return_stats": True, "observe": lambda *e: seen.append(e)}
+    for a_part, worst in ((a[:2], Status.ILL_CONDITIONED), (a, Status.SINGULAR_NUMERIC)):
+        _, stats = solve(a_part, b[: len(a_part)], **options)
+        assert stats.worst is worst
+        assert seen[-1][1].status is worst
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 def test_statistics_are_those_of_the_certificate(dtype: str, embedded: Client) -> None:
     seen: list[Any] = []

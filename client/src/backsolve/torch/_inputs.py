@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .._adapter.shapes import leading
-from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError
+from ..errors import InvalidDtypeError, InvalidOptionError, InvalidShapeError, NotSupportedError
+from ..pattern import DensePattern
+from ..types import Storage
 from ._numbers import check_numbers
 
 _TYPES: Final = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -87,6 +89,21 @@ def first_iterate(x0: object, b: Tensor) -> Tensor:
     if start.is_complex() and not b.is_complex():
         raise InvalidDtypeError(f"x0 is {start.dtype}, b is {b.dtype}: begin at a real one, e.g. x0.real")
     return start.to(b)
+
+
+def dense_pattern(A: Tensor, storage: Storage = "general") -> DensePattern:
+    """That of a dense matrix, or of a batch of them.
+
+    Raises:
+        NotSupportedError: PyTorch traces the call for TorchScript, where sizes are tensors.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if tracing and not torch.compiler.is_compiling():
+        raise NotSupportedError(
+            "torch.jit.trace cannot hold a solve with a dense matrix, whose sizes are no numbers there: use "
+            "torch.compile or torch.export"
+        )
+    return DensePattern((A.shape[-2], A.shape[-1]), storage)
 
 
 def packed(A: Tensor) -> Tensor:

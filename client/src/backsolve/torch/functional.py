@@ -11,7 +11,7 @@ from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import KINDS, check_names, make_options
 from ..options import SolveOptions as CallOptions
-from ..pattern import AnyPattern, DensePattern, Pattern, check_square, parameters
+from ..pattern import AnyPattern, Pattern, check_square, parameters
 from ..retry import UNSET, Timeout
 from ..types import Certificate, OnFailure, Options, Storage
 from . import _compiled, _inputs, _sparse
@@ -111,7 +111,7 @@ def solve(
     if A.layout is torch.strided:
         if A.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, n, n], its shape is {tuple(A.shape)}")
-        pattern = DensePattern((A.shape[-2], A.shape[-1]), storage)
+        pattern = _inputs.dense_pattern(A, storage)
         values = _inputs.packed(A) if storage == "lower" else A
     elif torch.compiler.is_compiling():
         raise NotSupportedError("torch.compile cannot hold a sparse tensor: use spsolve(values, pattern, b) there")

@@ -11,7 +11,7 @@ from ..client import Client, default_client
 from ..errors import InvalidOptionError, InvalidPatternError, InvalidShapeError, NotSupportedError
 from ..options import KINDS, check_names, least_squares_options
 from ..options import SolveOptions as CallOptions
-from ..pattern import AnyPattern, DensePattern, Pattern
+from ..pattern import AnyPattern, Pattern
 from ..retry import UNSET, Timeout
 from ..types import Certificate, OnFailure, Options
 from . import _compiled_least_squares as _compiled
@@ -73,7 +73,7 @@ def lstsq(
     if A.layout is torch.strided:
         if A.ndim < 2:
             raise InvalidShapeError(f"A must be [*batch, m, n], its shape is {tuple(A.shape)}")
-        values, pattern = A, DensePattern((A.shape[-2], A.shape[-1]))
+        values, pattern = A, _inputs.dense_pattern(A)
     elif torch.compiler.is_compiling():
         raise NotSupportedError("torch.compile cannot hold a sparse tensor: use splstsq(values, pattern, b) there")
     else:
