@@ -82,7 +82,10 @@ def test_lambda_is_the_gradient_of_b(trans, dtype):
 @each_dtype
 @pytest.mark.parametrize("batch", BATCH)
 @pytest.mark.parametrize("k", COLUMNS)
-def test_sparse_gradient_is_the_dense_one_on_the_pattern(trans, dtype, batch, k):
+@pytest.mark.parametrize("piece", [None, 13], ids=["in one", "in pieces"])
+def test_sparse_gradient_is_the_dense_one_on_the_pattern(trans, dtype, batch, k, piece, monkeypatch):
+    if piece is not None:
+        monkeypatch.setattr("backsolve.gradient._CHUNK", piece)
     sparse, _ = systems("csr", dtype, batch)
     lam, x = numbers((2, *shape(batch, 9, k)), dtype, 8_814_450)
     on_pattern = values_gradient(sparse.pattern, lam, x, trans, batched=batch is not None)

@@ -171,3 +171,28 @@ def test_x0_has_no_gradient(embedded: Client) -> None:
     close(x, reference(spd, b), rtol=1e-9)
     (of_a,) = torch.autograd.grad(x.sum(), spd)
     close(of_a, torch.autograd.grad(reference(spd, b).sum(), spd)[0], rtol=1e-8, atol=1e-10)
+
+
+@each_dtype
+@each_width
+@pytest.mark.parametrize("block", ["_CACHED", "_BLOCK"])
+def test_many_pieces_of_entries(
+    embedded: Client, dtype: torch.dtype, columns: tuple[int, ...], block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries are taken in pieces; the pieces make the same gradient and the same tangent, and their derivatives."""
+    pattern = sparse_pattern(729_183_046, 9)
+    v, b = values_on(pattern, 118_704_935, (), dtype), rhs(503_662_781, (9, *columns), dtype)
+    dv = rhs(660_193_527, (pattern.nnz,), dtype)
+
+    def all_of(f: Any) -> list[Tensor]:
+        given = v.clone().requires_grad_()
+        (first,) = torch.autograd.grad((f(given, b).abs() ** 3).sum(), given, create_graph=True)
+        (second,) = torch.autograd.grad((first.abs() ** 2).sum(), given)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(v, dv), b)).tangent
+        return [first.detach(), second, tangent]
+
+    monkeypatch.setattr(f"backsolve.torch._rules.{block}", 14)
+    ours = all_of(lambda v, b: spsolve(v, pattern, b, client=embedded))
+    for mine, theirs in zip(ours, all_of(lambda v, b: reference(scattered(v, pattern), b)), strict=True):
+        close(mine, theirs, rtol=1e-8, atol=1e-10)

@@ -30,8 +30,12 @@ from .pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
 from .storage import entries_of, weights
 from .types import Array, Trans
 
-_CHUNK = 1 << 18
-"""Numbers gathered at a time: 2 MB in double precision, which stays in the cache."""
+_CHUNK = 1 << 14
+"""Numbers gathered at a time: 128 kB in double precision, which stay in the cache.
+
+Longer pieces are given back to the system by the allocator, and asked for again: touching them anew took most of
+the time.
+"""
 
 
 def adjoint(trans: Trans) -> tuple[Trans, bool]:
@@ -262,15 +266,19 @@ def _sparse(pattern: Pattern, left: Array, right: Array) -> Array:
     """`-sum_k left[r, k] conj(right[c, k])` at each stored entry, a chunk of entries at a time."""
     count, _, k = left.shape
     out = np.empty((count, pattern.nnz), dtype=np.result_type(left, right))
+    if k == 1:
+        # Once of each number, rather than of each entry.
+        left, right = np.negative(left), _conj(right)
     step = max(1, _CHUNK // max(k, 1))
     for start in range(0, pattern.nnz, step):
         rows, columns = pattern.rows[start : start + step], pattern.indices[start : start + step]
         for s in range(count):
+            part = out[s, start : start + step]
             if k == 1:
-                part = left[s, :, 0].take(rows) * _conj(right[s, :, 0].take(columns))
+                np.multiply(left[s, :, 0].take(rows), right[s, :, 0].take(columns), out=part)
             else:
-                part = np.einsum("ek,ek->e", left[s].take(rows, axis=0), _conj(right[s].take(columns, axis=0)))
-            np.negative(part, out=out[s, start : start + step])
+                np.einsum("ek,ek->e", left[s].take(rows, axis=0), _conj(right[s].take(columns, axis=0)), out=part)
+                np.negative(part, out=part)
     return out
 
 

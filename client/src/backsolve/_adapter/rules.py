@@ -111,12 +111,13 @@ def values_gradient(
     if isinstance(pattern, StructuredPattern):
         return _structured_gradient(algebra, pattern, operator, lam, x, values)
     left, right = (lam, x) if operator in ("N", "C") else (x, lam)
-    on = entries_of(pattern)
+    # The sign goes to the smaller side: there are more entries than numbers in λ.
+    left, on = -left, entries_of(pattern)
     found = algebra.outer(on, left, right)
     if pattern.storage != "general":
         # The conjugate transpose of left rightᴴ is right leftᴴ.
         found = _weighted(algebra, pattern, found + algebra.outer(on, right, left))
-    return -(algebra.conj(found) if operator in ("T", "C") else found)
+    return algebra.conj(found) if operator in ("T", "C") else found
 
 
 def tangent_rhs(

@@ -17,6 +17,12 @@ from ._products import matmul
 _BLOCK: Final = 1 << 20
 """Products formed at a time: bounds the scratch memory of a wide block of right-hand sides."""
 
+_CACHED: Final = 1 << 15
+"""The same on the CPU where pieces need no more than to be put together, 256 kB in double precision.
+
+Longer ones are given back to the system by the allocator and asked for again: touching them anew took most of the time.
+"""
+
 
 def _concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(list(tensors), dim)
@@ -70,10 +76,13 @@ def outer(pattern: AnyPattern, left: Tensor, right: Tensor) -> Tensor:
     if not isinstance(pattern, Pattern):
         return matmul(left, right.mH)
     rows, columns = coordinates(pattern, left.device)
-    parts = [
-        (left.index_select(-2, r) * right.index_select(-2, c).conj()).sum(-1)
-        for r, c in zip(*_blocks(rows, columns, left), strict=True)
-    ]
+    right = right.conj()
+    blocks = _blocks(rows, columns, left, _CACHED if left.device.type == "cpu" else _BLOCK)
+    if left.shape[-1] == 1:
+        left, right = left.squeeze(-1), right.squeeze(-1)
+        parts = [left.index_select(-1, r) * right.index_select(-1, c) for r, c in zip(*blocks, strict=True)]
+    else:
+        parts = [(left.index_select(-2, r) * right.index_select(-2, c)).sum(-1) for r, c in zip(*blocks, strict=True)]
     return torch.cat(parts, -1) if len(parts) != 1 else parts[0]
 
 
@@ -86,17 +95,17 @@ def product(pattern: AnyPattern, values: Tensor, x: Tensor, *, transposed: bool)
     size = pattern.n if transposed else pattern.m
     result = torch.zeros_like(x) if size == x.shape[-2] else x.new_zeros((*x.shape[:-2], size, x.shape[-1]))
     start = 0
-    for i, o in zip(*_blocks(into, out_of, x), strict=True):
+    for i, o in zip(*_blocks(into, out_of, x, _BLOCK), strict=True):
         stop = start + i.shape[0]
         result = result.index_add(-2, i, values[..., start:stop].unsqueeze(-1) * x.index_select(-2, o))
         start = stop
     return result
 
 
-def _blocks(first: Tensor, second: Tensor, rhs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Both index arrays in pieces that keep a piece's products below `_BLOCK`."""
+def _blocks(first: Tensor, second: Tensor, rhs: Tensor, products: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Both index arrays in pieces that keep a piece's products below so many."""
     width = max(1, rhs.numel() // max(1, rhs.shape[-2]))
-    size = max(1, _BLOCK // width)
+    size = max(1, products // width)
     return torch.split(first, size), torch.split(second, size)
 
 
