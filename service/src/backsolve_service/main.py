@@ -18,6 +18,7 @@ from types import FrameType
 from typing import final
 
 from . import logs
+from .machine import keep_buffers
 from .settings import ConfigurationError, Settings, describe, load
 
 _log = logging.getLogger("backsolve_service.main")  # not __name__, which is "__main__" under python -m
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_CONFIGURATION)
     logs.configure(settings.log_level, settings.instance)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    keep_buffers()
     signals = StopSignals()
     signals.install()
     code = _serve(settings, signals)
