@@ -104,6 +104,16 @@ def test_an_adjoint_as_well(bench: Bench) -> None:
     np.testing.assert_allclose(convection(14).T @ lam, np.ones(matrix.n), atol=1e-10)
 
 
+def test_a_gradient_that_takes_long_to_form_is_formed_on_a_thread(bench: Bench) -> None:
+    for matrix, among in ((dense_matrix(24, 66_183_404), [LOOP]), (dense_matrix(400, 91_055), [])):
+        bench.put(matrix)
+        call = VjpCall(matrix.ref, Options(), np.ones(matrix.n), ("b", "values"), np.ones(matrix.n))
+        for _ in range(2):
+            bench.settled(matrix)
+            bench.transport.vjp(call, TIMEOUT)
+        assert [name for name in bench.heard.threads[-1:] if name == LOOP] == among
+
+
 def test_the_answer_and_the_counters_are_the_same_as_on_a_thread(bench: Bench) -> None:
     matrix = bench.put(sparse(14))
     rhs = np.random.default_rng(90_811).standard_normal(matrix.n)

@@ -17,6 +17,7 @@ from backsolve.matrix import Matrix
 from backsolve.types import Certificate, Holding, Limits, MatrixRef, Status, Timings
 from backsolve_service.context import CallContext
 from backsolve_service.rest.server import RestConfig, RestServer
+from backsolve_service.scheduling.steps import Steps
 
 METRICS = (b"backsolve_up 1\n", "text/plain; version=0.0.4")
 
@@ -40,10 +41,22 @@ class ToldPlane:
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         return SolveReply(call.b_tangent, CERTIFICATE)
 
+    def solving(self, call: SolveCall, context: CallContext) -> Steps[SolveReply]:
+        yield from ()
+        return self.solve(call, context)
+
+    def pulling(self, call: VjpCall, context: CallContext) -> Steps[VjpReply]:
+        yield from ()
+        return self.vjp(call, context)
+
+    def pushing(self, call: JvpCall, context: CallContext) -> Steps[SolveReply]:
+        yield from ()
+        return self.jvp(call, context)
+
     def refuse_when_full(self, calls: int) -> None:
         pass
 
-    def at_hand(self, call: SolveCall, context: CallContext, most_bytes: int) -> bool:
+    def at_hand(self, call: SolveCall, context: CallContext) -> bool:
         return False
 
     def require(self, ref: MatrixRef, context: CallContext, *, brought: bool = False) -> None:

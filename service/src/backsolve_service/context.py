@@ -1,6 +1,7 @@
 """Who calls, until when, and whether they still wait: what a transport knows beside the call itself."""
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,9 @@ class CallContext:
         tenant: cache namespace.
         request_id: appears in log lines and in the text of internal errors.
         cancelled: set by the transport when the caller has gone.
-        at_once: the calling thread must not wait: answer on it, or raise `WouldWaitError`.
+        at_once: the calling thread must not wait: answer on it, yield what is to be waited for, or raise
+            `WouldWaitError`.
+        most_bytes: of a factor times columns, that the calling thread may read itself.
     """
 
     transport: str
@@ -39,6 +42,7 @@ class CallContext:
     request_id: str = field(default_factory=new_request_id)
     cancelled: threading.Event = field(default_factory=threading.Event)
     at_once: bool = False
+    most_bytes: int = sys.maxsize
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
@@ -49,11 +53,10 @@ class CallContext:
         deadline = None if timeout is None else time.monotonic() + timeout
         return cls(transport, deadline, tenant, request_id or new_request_id())
 
-    def hurried(self) -> "CallContext":
-        """The same call, on a thread that must not wait; whoever cancels one of both cancels both."""
-        return CallContext(
-            self.transport, self.deadline, self.tenant, self.request_id, self.cancelled, True, self._callbacks
-        )
+    def hurried(self, most_bytes: int) -> "CallContext":
+        """The same call, on a thread that must not wait, nor read more; whoever cancels one of both cancels both."""
+        same = (self.transport, self.deadline, self.tenant, self.request_id, self.cancelled)
+        return CallContext(*same, True, most_bytes, self._callbacks)
 
     def remaining(self) -> float | None:
         """Seconds left, or None when there is no deadline."""

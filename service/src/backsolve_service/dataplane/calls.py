@@ -26,6 +26,7 @@ from ..context import CallContext, WouldWaitError
 from ..engine.operand import Operand
 from ..engine.registry import least_squares
 from ..engine.structure import inspect, inspect_pattern
+from ..scheduling.steps import Steps
 from ..scheduling.worker import FactorRef
 from .checks import check_digests, check_ref, check_same_shape, check_storage, check_values_shape, columns
 from .solving import Answering
@@ -33,6 +34,9 @@ from .telemetry import Telemetry
 
 _FIRST_USE = 2
 """Uses of a matrix that was stored and then asked for once: the call for which it was sent."""
+
+_SMALL_BYTES = 1 << 20
+"""A gradient of so many bytes takes a fraction of a millisecond."""
 
 
 @final
@@ -71,7 +75,7 @@ class Calls:
         self._telemetry = telemetry
         self._limits = limits
 
-    def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
+    def solve(self, call: SolveCall, context: CallContext) -> Steps[SolveReply]:
         """Solve `op(A) x = b`."""
         if call.values is not None:
             self._keep(call.ref, call.values, context)
@@ -83,19 +87,19 @@ class Calls:
                 if call.x0 is None
                 else columns(held.operand.matrix, check_same_shape(call.x0, call.rhs, "x0"), "x0")
             )
-            x, certificate = self._answering.answer("solve", held, call.options, rhs, x0, context)
+            x, certificate = yield from self._answering.answer("solve", held, call.options, rhs, x0, context)
         # Of least squares x has another number of rows than b.
         rows = rhs.ndim - 2
         shape = (*call.rhs.shape[:rows], held.operand.n, *call.rhs.shape[rows + 1 :])
         return SolveReply(x.reshape(shape), certificate)
 
-    def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
+    def vjp(self, call: VjpCall, context: CallContext) -> Steps[VjpReply]:
         """One adjoint solve; the gradient of the values if it is wanted from here."""
         entry = self._entry(call.ref, context)
         with Counted(self._telemetry, "adjoint_solves"), self._cache.pin(entry) as held:
             matrix = held.operand.matrix
             if least_squares(call.options.method):
-                return self._normal(call, held, context)
+                return (yield from self._normal(call, held, context))
             cotangent = columns(matrix, call.cotangent, "the cotangent")
             forward = None
             if "values" in call.want:
@@ -105,7 +109,7 @@ class Calls:
             trans, conjugate = adjoint(call.options.trans)
             options = replace(call.options, trans=trans)
             rhs = np.conj(cotangent) if conjugate else cotangent
-            lam, certificate = self._answering.answer("vjp", held, options, rhs, None, context)
+            lam, certificate = yield from self._answering.answer("vjp", held, options, rhs, None, context)
             lam = np.conj(lam) if conjugate else lam
             values = None
             if forward is not None:
@@ -113,15 +117,15 @@ class Calls:
         wanted = lam.reshape(call.cotangent.shape) if "b" in call.want else None
         return VjpReply(wanted, values, certificate)
 
-    def _normal(self, call: VjpCall, held: MatrixEntry[FactorRef], context: CallContext) -> VjpReply:
+    def _normal(self, call: VjpCall, held: MatrixEntry[FactorRef], context: CallContext) -> Steps[VjpReply]:
         """`λ = (AᴴA + damp² I)⁺ · cotangent`, of which the caller makes the gradients of least squares."""
         if "values" in call.want:
             raise InvalidOptionError("the gradient of least squares is formed by the client: want 'b' alone from here")
         cotangent = columns(held.operand.matrix, call.cotangent, "the cotangent", of_columns=True)
-        lam, certificate = self._answering.answer("vjp", held, call.options, cotangent, None, context)
+        lam, certificate = yield from self._answering.answer("vjp", held, call.options, cotangent, None, context)
         return VjpReply(lam.reshape(call.cotangent.shape), None, certificate)
 
-    def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
+    def jvp(self, call: JvpCall, context: CallContext) -> Steps[SolveReply]:
         """One tangent solve."""
         entry = self._entry(call.ref, context)
         with Counted(self._telemetry, "tangent_solves"), self._cache.pin(entry) as held:
@@ -142,23 +146,22 @@ class Calls:
                 rhs = moved
             else:
                 rhs = parameters_tangent_rhs(matrix, call.values_tangent, forward, moved, call.options.trans)
-            dx, certificate = self._answering.answer("jvp", held, call.options, rhs, None, context)
+            dx, certificate = yield from self._answering.answer("jvp", held, call.options, rhs, None, context)
         return SolveReply(dx.reshape(shape), certificate)
 
-    def at_hand(self, call: SolveCall | VjpCall, context: CallContext, most_bytes: int) -> bool:
-        """Whether everything lies ready for a call that takes about as long as reading so many bytes of a factor."""
+    def at_hand(self, call: SolveCall | VjpCall, context: CallContext) -> bool:
+        """Whether everything lies ready for a call, and what is computed beside the solve is small."""
         entry = self._cache.at_hand(context.tenant, call.ref)
         if isinstance(call, SolveCall) and call.values is not None:
             return self._small_at_hand(call, call.values, context)
         if entry is None or entry.operand.batch is not None or call.options.condition:
             return False
         if isinstance(call, VjpCall):
+            if "values" in call.want and entry.operand.nbytes > _SMALL_BYTES:
+                return False
             options = replace(call.options, trans=adjoint(call.options.trans)[0])
-            given, has_x0 = call.cotangent, False
-        else:
-            options, given, has_x0 = call.options, call.rhs, call.x0 is not None
-        columns = 1 if given.ndim == 1 else given.shape[-1]
-        return self._answering.at_hand(entry, options, has_x0=has_x0, columns=columns, most_bytes=most_bytes)
+            return self._answering.at_hand(entry, options, has_x0=False)
+        return self._answering.at_hand(entry, call.options, has_x0=call.x0 is not None)
 
     def _small_at_hand(self, call: SolveCall, values: Array, context: CallContext) -> bool:
         """The same for a call that brings a small dense matrix, which is factorized on the way."""

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from threading import Lock
 from typing import TypeVar, final
@@ -37,6 +37,7 @@ from ..engine.registry import methods, preconditioners
 from ..machine import usable_cpus
 from ..observer import OK, REFUSED, Observer, Reading, Silent
 from ..scheduling.scheduler import STUCK_SECONDS, Scheduler
+from ..scheduling.steps import Steps, finish
 from ..scheduling.worker import FactorRef, Worker
 from .calls import Calls
 from .prepare import Preparer
@@ -137,29 +138,35 @@ class DataPlane:
 
     def solve(self, call: SolveCall, context: CallContext) -> SolveReply:
         """Solve `op(A) x = b`."""
-        size = call.rhs.nbytes + (0 if call.values is None else call.values.nbytes)
-        return self._request("solve", context, size, lambda: self._calls.solve(call, context), _solved_bytes)
+        return finish(self.solving(call, context), context)
 
     def vjp(self, call: VjpCall, context: CallContext) -> VjpReply:
         """Pull a cotangent back: one adjoint solve with the forward's factor."""
-        size = call.cotangent.nbytes + (0 if call.x is None else call.x.nbytes)
-        return self._request("vjp", context, size, lambda: self._calls.vjp(call, context), _pulled_bytes)
+        return finish(self.pulling(call, context), context)
 
     def jvp(self, call: JvpCall, context: CallContext) -> SolveReply:
         """Push tangents forward: one solve with the forward's factor."""
+        return finish(self.pushing(call, context), context)
+
+    def solving(self, call: SolveCall, context: CallContext) -> Steps[SolveReply]:
+        """`solve`, step by step."""
+        size = call.rhs.nbytes + (0 if call.values is None else call.values.nbytes)
+        return self._steps("solve", context, size, lambda: self._calls.solve(call, context), _solved_bytes)
+
+    def pulling(self, call: VjpCall, context: CallContext) -> Steps[VjpReply]:
+        """`vjp`, step by step."""
+        size = call.cotangent.nbytes + (0 if call.x is None else call.x.nbytes)
+        return self._steps("vjp", context, size, lambda: self._calls.vjp(call, context), _pulled_bytes)
+
+    def pushing(self, call: JvpCall, context: CallContext) -> Steps[SolveReply]:
+        """`jvp`, step by step."""
         given = (call.x, call.b_tangent, call.values_tangent)
         size = sum(a.nbytes for a in given if a is not None)
-        return self._request("jvp", context, size, lambda: self._calls.jvp(call, context), _solved_bytes)
+        return self._steps("jvp", context, size, lambda: self._calls.jvp(call, context), _solved_bytes)
 
-    def at_hand(self, call: SolveCall | VjpCall | JvpCall, context: CallContext, most_bytes: int) -> bool:
-        """Whether a call can be answered at once, with a context that is `at_once`; it is not counted.
-
-        Args:
-            call: with a cached factor, whose worker sleeps.
-            context: of the call.
-            most_bytes: of the factor times columns, and of the matrix; about 10 GB are read in a second.
-        """
-        return not isinstance(call, JvpCall) and self._calls.at_hand(call, context, most_bytes)
+    def at_hand(self, call: SolveCall | VjpCall | JvpCall, context: CallContext) -> bool:
+        """Whether a call has a cached factor, and little else to do than to solve with it; it is not counted."""
+        return not isinstance(call, JvpCall) and self._calls.at_hand(call, context)
 
     def put(self, call: PutCall, context: CallContext, taken: Taken | None = None) -> MatrixRef:
         """Keep a matrix under the digests of what was received, which become this plane's own.
@@ -330,7 +337,13 @@ class DataPlane:
     def _request(
         self, op: str, context: CallContext, nbytes: int, answer: Callable[[], T], size: Callable[[T], int]
     ) -> T:
-        """Run one call between its beginning and its end, which are counted whatever happens."""
+        """Run one call that never waits between its beginning and its end."""
+        return finish(self._steps(op, context, nbytes, partial(_only, answer), size), context)
+
+    def _steps(
+        self, op: str, context: CallContext, nbytes: int, answer: Callable[[], Steps[T]], size: Callable[[T], int]
+    ) -> Steps[T]:
+        """One call between its beginning and its end, which are counted whatever happens."""
         started = time.perf_counter()
         code: str | None = OK
         replied = 0
@@ -345,11 +358,14 @@ class DataPlane:
                     limit=self.limits.max_payload_bytes,
                 )
             with self._scheduler.call(context):
-                reply = answer()
+                reply = yield from answer()
             replied = size(reply)
             return reply
         except WouldWaitError:
             code = None
+            raise
+        except GeneratorExit:
+            code = ErrorCode.CANCELLED.name
             raise
         except BaseException as error:
             code = error.code.name if isinstance(error, BacksolveError) else ErrorCode.INTERNAL.name
@@ -386,6 +402,12 @@ class DataPlane:
         if self.config.device != CPU:
             tiers["factor", "device"] = float(self._cache.device_bytes())
         return tiers
+
+
+def _only(answer: Callable[[], T]) -> Steps[T]:
+    """The steps of what never waits."""
+    yield from ()
+    return answer()
 
 
 @cache

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import final
 
 from backsolve.errors import DeviceOutOfMemoryError, NeedMatrixError, NotPositiveDefiniteError, SolveError
-from backsolve.types import Array, Certificate, Element, Options, Status, Timings
+from backsolve.types import Array, Certificate, Element, Options, Status, Timings, Trans
 
 from ..cache.entries import MatrixEntry
 from ..cache.store import FactorCache
@@ -14,9 +14,10 @@ from ..engine.answer import Answer
 from ..engine.base import Controls
 from ..engine.operand import Operand
 from ..engine.options import AUTO
-from ..engine.registry import ROWS
+from ..engine.registry import ROWS, least_squares
 from ..scheduling.jobs import Solved
 from ..scheduling.scheduler import Scheduler
+from ..scheduling.steps import Steps
 from ..scheduling.worker import FactorLostError, FactorRef
 from .prepare import Prepared, Preparer, small_enough
 from .reuse import Stale
@@ -69,15 +70,10 @@ class Answering:
         self._telemetry = telemetry
         self._instance = instance
 
-    def at_hand(
-        self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool, columns: int, most_bytes: int
-    ) -> bool:
-        """Whether a direct factor of at most so many bytes, times columns, is there, and its worker sleeps."""
+    def at_hand(self, entry: MatrixEntry[FactorRef], options: Options, *, has_x0: bool) -> bool:
+        """Whether a direct factor is there, so that nothing is left to be done but the solve."""
         ref = self._preparer.at_hand(entry, options, has_x0=has_x0)
-        if ref is None or not ref.direct:
-            return False
-        size = entry.operand.nbytes + ref.nbytes * max(columns, 1)
-        return size <= most_bytes and ref.worker.asleep
+        return ref is not None and ref.direct
 
     def small_at_hand(self, operand: Operand, options: Options) -> bool:
         """Whether a new matrix is so small that building its factor counts for nothing, and a worker sleeps."""
@@ -93,7 +89,7 @@ class Answering:
         rhs: Array,
         x0: Array | None,
         context: CallContext,
-    ) -> tuple[Array, Certificate]:
+    ) -> Steps[tuple[Array, Certificate]]:
         """Solve for columns `[n, k]` (`[batch, n, k]`); `entry` is pinned by the caller."""
         controls = Controls(
             rtol=options.rtol,
@@ -103,12 +99,13 @@ class Answering:
             refine=options.refine,
             condition=bool(options.condition),
             x0=x0,
-            cotangent=op == "vjp",
+            # Elsewhere it makes no difference, and would keep forward and adjoint solves apart.
+            cotangent=op == "vjp" and (options.nullspace is not None or least_squares(options.method)),
             cancelled=context.over,
         )
         for rebuilds_left in range(_REBUILDS, -1, -1):
             try:
-                prepared, solved = self._solve(entry, options, rhs, controls, context)
+                prepared, solved = yield from self._solve(entry, options, rhs, controls, context)
                 break
             except FactorLostError:
                 # Its process ended, for another call's sake; the matrix is here, so nobody need hear of it.
@@ -129,12 +126,15 @@ class Answering:
         rhs: Array,
         controls: Controls,
         context: CallContext,
-    ) -> tuple[Prepared, Solved]:
+    ) -> Steps[tuple[Prepared, Solved]]:
         """Solve with whatever is prepared; a factor of older values that does not do it gives way to a new one."""
         has_x0 = controls.x0 is not None
+        # Forward and adjoint solves of a symmetric matrix are the same, and may share a block.
+        trans: Trans = "N" if options.trans in entry.operand.unchanged_by else options.trans
         prepared = self._preparer.prepare(entry, options, has_x0=has_x0, context=context)
         if prepared.stale is not None:
-            preconditioned = self._on_older(entry, prepared, prepared.stale, rhs, options, controls, context)
+            older = self._on_older(entry, prepared, prepared.stale, rhs, trans, controls, context)
+            preconditioned = yield from older
             if preconditioned is not None:
                 return prepared, preconditioned
             prepared = self._preparer.prepare(entry, options, has_x0=has_x0, context=context)
@@ -142,7 +142,7 @@ class Answering:
             controls = replace(controls, recycle=self._preparer.recycling(entry, options.recycle, context))
         fallback = None if prepared.ref.direct else prepared.choice.fallback
         try:
-            solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+            solved = yield from self._scheduler.solving(prepared.ref, rhs, trans, controls, context)
             ended = _worst_of(solved)
         except NotPositiveDefiniteError:
             if fallback is None:
@@ -152,7 +152,7 @@ class Answering:
             # Chosen here, not by the caller: what it could not do is done by what stands behind it.
             reason = f"{prepared.choice.spec.method} ended with {ended.name}: {fallback.spec.method} instead"
             prepared = self._preparer.substitute(entry, replace(fallback, reason=reason), context)
-            solved = self._scheduler.solve(prepared.ref, rhs, options.trans, controls, context)
+            solved = yield from self._scheduler.solving(prepared.ref, rhs, trans, controls, context)
         if options.reuse is not None:
             # Each refinement is another solve with the factor.
             single = solved.seconds_solved / (1 + solved.answer.refinements)
@@ -165,16 +165,17 @@ class Answering:
         prepared: Prepared,
         stale: Stale,
         rhs: Array,
-        options: Options,
+        trans: Trans,
         controls: Controls,
         context: CallContext,
-    ) -> Solved | None:
+    ) -> Steps[Solved | None]:
         """Solve with a factor of older values as the preconditioner; None: it did not do."""
         limited = replace(controls, maxiter=stale.most_iterations, refine=None)
         reuse = self._preparer.reuse
         with self._cache.pin(stale.base):
             try:
-                solved = self._scheduler.solve(stale.ref, rhs, options.trans, limited, context, instead=entry.operand)
+                older = self._scheduler.solving(stale.ref, rhs, trans, limited, context, instead=entry.operand)
+                solved: Solved | None = yield from older
             except (SolveError, NeedMatrixError):
                 solved = None
         if solved is None or _worst_of(solved) not in _GOOD:

@@ -21,6 +21,8 @@ _MAX = float(np.finfo(np.float64).max)
 _BLOCK = 1 << 19
 """Numbers looked at together: 4 MB of room, which is used again."""
 
+_NOTHING: frozenset[Trans] = frozenset()
+
 _EXACT_ROWS = 256
 """Up to here all entries of an update are added up: 65,000 at most."""
 
@@ -36,6 +38,10 @@ class Operand:
             is filled in, on `pattern` and in `values`.
         base: of an update the matrix that it stands on, made ready already; by default made here.
 
+    Attributes:
+        unchanged_by: operations that are known to leave it as it is to the last bit, so that "N" stands for them;
+            what `structure.inspect` has found.
+
     Raises:
         NotHermitianError: storage "lower" with a diagonal that is not real.
     """
@@ -50,6 +56,7 @@ class Operand:
         self.n = matrix.n
         self.batch = matrix.batch
         self.dtype = matrix.dtype
+        self.unchanged_by: frozenset[Trans] = _NOTHING
 
     @lazy
     def wide_dtype(self) -> "np.dtype[Any]":
@@ -130,7 +137,7 @@ class Operand:
         """Its kind and size without its numbers, for a factor that never looks at them: zeros that take no room."""
         made = object.__new__(Operand)
         made.pattern, made.n, made.batch, made.dtype = self.pattern, self.n, self.batch, self.dtype
-        made.base, made.stored = self.base, self.stored
+        made.base, made.stored, made.unchanged_by = self.base, self.stored, self.unchanged_by
         made.values = np.broadcast_to(np.zeros((), dtype=self.dtype), self.values.shape)
         return made
 

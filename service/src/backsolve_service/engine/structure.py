@@ -8,7 +8,7 @@ from scipy.sparse import block_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, structural_rank
 
 from backsolve.pattern import AnyPattern, Pattern, StructuredPattern
-from backsolve.types import Array
+from backsolve.types import Array, Trans
 
 from .operand import Operand
 from .registry import Layout
@@ -181,7 +181,10 @@ def level_width(a: Any) -> int:
 
 
 def inspect(facts: PatternFacts, operand: Operand) -> Structure:
-    """Facts of the values in O(nnz); a dense matrix is left at its first unsymmetric block of rows."""
+    """Facts of the values in O(nnz); a dense matrix is left at its first unsymmetric block of rows.
+
+    What leaves the matrix as it is gets noted on the operand as well.
+    """
     if facts.kind is not None:
         # Its own method uses none of these, and no other takes it.
         return Structure(facts, False, operand.batch is not None, operand.dtype.name, False, False, False)
@@ -194,6 +197,8 @@ def inspect(facts: PatternFacts, operand: Operand) -> Structure:
     plain = own
     if operand.dtype.kind == "c":
         plain = all_mirrored(operand, conjugate=False) if facts.symmetric_pattern else None
+    found: dict[Trans, Mirrored | None] = {"T": plain, "H": own}
+    operand.unchanged_by = frozenset(trans for trans, how in found.items() if how == "exactly")
     return Structure(
         facts=facts,
         dense=not sparse,

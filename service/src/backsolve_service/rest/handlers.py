@@ -28,6 +28,7 @@ from .exchange import Exchange, Reply, query_choice
 from .hashing import BodyDigests
 from .media import JSON, reply_type, request_type, timeout_seconds
 from .operations import Job, Request
+from .parking import WATCH_AFTER_SECONDS, Parking
 from .places import Place, Places
 from .shared import Sharing, sharing_of
 
@@ -38,9 +39,6 @@ T = TypeVar("T")
 
 ASK_FIRST_BYTES = 1 << 20
 """Before a larger body is read, it is made sure that its matrix is held here."""
-
-WATCH_AFTER_SECONDS = 0.05
-"""A call that takes longer is cancelled when its caller goes away; shorter ones are not worth the watching."""
 
 BODIES_IN_MEMORY = 4
 """Bodies being read or worked on may together be this many times the largest one."""
@@ -79,6 +77,7 @@ class Handlers:
         self._plane, self._pool, self._metrics_text, self._registry = plane, pool, metrics_text, registry
         self._buffers = Buffers()
         self._places = Places(plane.refuse_when_full, BODIES_IN_MEMORY * plane.limits.max_payload_bytes)
+        self._parked: Parking | None = None
         self._computing = 0
         self.draining = False
 
@@ -112,8 +111,9 @@ class Handlers:
                 at_once = not packed and sharing.registry is None and source == MEDIA_TYPE
                 if at_once and body.size <= AT_ONCE_BYTES:
                     request = Request(body, source, target, strict, context)
-                    alone = self._computing == 1
-                    reply = job.at_once(self._plane, request, _MOST_ALONE if alone else _MOST_AMONG_OTHERS)
+                    most_bytes = _MOST_ALONE if self._computing == 1 else _MOST_AMONG_OTHERS
+                    steps = job.at_once(self._plane, request, most_bytes)
+                    reply = await self._parking().finish(steps, context, exchange.gone)
                 if reply is None:
                     reply = await self._watched(exchange, context, work)
             finally:
@@ -266,6 +266,12 @@ class Handlers:
                 await loop.run_in_executor(None, context.cancel)
             gone.cancel()
         return await future
+
+    def _parking(self) -> Parking:
+        """Of the event loop that serves."""
+        if self._parked is None:
+            self._parked = Parking()
+        return self._parked
 
 
 def _path_ref(exchange: Exchange) -> MatrixRef:

@@ -1,7 +1,8 @@
 """What each computing route does with a body: read it as a call, run the call, write the reply.
 
 Everything here runs on a worker thread, but for small calls whose factor lies ready: those are read and
-answered on the event loop, since handing them over would take longer than they do.
+answered on the event loop, since handing them over would take longer than they do. Where they have to wait, they do so
+without a thread.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from backsolve.errors import NeedMatrixError, NeedValuesError, PayloadTooLargeEr
 from backsolve.types import MatrixRef, Status
 
 from ..context import CallContext, WouldWaitError
+from ..scheduling.steps import Steps, finish
 from . import people
 from .exchange import Reply
 from .media import JSON
@@ -70,21 +72,28 @@ class Operation(Generic[Call, Answer]):
 
     read_bulk: Callable[[Message], Call]
     read_json: Callable[[NDArray[np.uint8], BaseOf], tuple[Call, PutCall | None]]
-    run: Callable[["DataPlane", Call, CallContext], Answer]
+    run: Callable[["DataPlane", Call, CallContext], Steps[Answer]]
     write_bulk: Callable[[Answer], Body]
     write_json: Callable[[Answer, MatrixRef], bytes]
 
     def __call__(self, plane: "DataPlane", request: Request) -> Reply:
         """Read, run, write."""
-        return self._replied(plane, request, request.context, *self._read(plane, request))
-
-    def at_once(self, plane: "DataPlane", request: Request, most_bytes: int) -> Reply | None:
-        """The reply, if that takes no longer than reading so many bytes of a factor; None: call it on a thread."""
         call, put = self._read(plane, request)
-        if put is not None or not plane.at_hand(call, request.context, most_bytes):
+        return finish(self._replied(plane, request, request.context, call, put), request.context)
+
+    def at_once(self, plane: "DataPlane", request: Request, most_bytes: int) -> Steps[Reply | None]:
+        """The reply without work of any length on this thread, or None: call it on another.
+
+        Args:
+            plane: what answers.
+            request: read here.
+            most_bytes: of a factor times columns, that may be read here; longer solves are waited for.
+        """
+        call, put = self._read(plane, request)
+        if put is not None or not plane.at_hand(call, request.context):
             return None
         try:
-            return self._replied(plane, request, request.context.hurried(), call, put)
+            return (yield from self._replied(plane, request, request.context.hurried(most_bytes), call, put))
         except WouldWaitError:
             return None
 
@@ -104,8 +113,8 @@ class Operation(Generic[Call, Answer]):
 
     def _replied(
         self, plane: "DataPlane", request: Request, context: CallContext, call: Call, put: PutCall | None
-    ) -> Reply:
-        answer = self._answer(plane, call, put, context)
+    ) -> Steps[Reply]:
+        answer = yield from self._answer(plane, call, put, context)
         status = answer.certificate.status
         if request.strict and status is not Status.OK:
             return _refusal(status, answer, context.request_id)
@@ -113,17 +122,17 @@ class Operation(Generic[Call, Answer]):
             return Reply(200, JSON, (self.write_json(answer, call.ref),))
         return Reply(200, MEDIA_TYPE, self.write_bulk(answer).parts)
 
-    def _answer(self, plane: "DataPlane", call: Call, put: PutCall | None, context: CallContext) -> Answer:
+    def _answer(self, plane: "DataPlane", call: Call, put: PutCall | None, context: CallContext) -> Steps[Answer]:
         """Run a call, with the upload of a matrix that was written out before it."""
         if put is None:
-            return self.run(plane, call, context)
+            return (yield from self.run(plane, call, context))
         plane.put(put, context)
         try:
-            return self.run(plane, call, context)
+            return (yield from self.run(plane, call, context))
         except (NeedMatrixError, NeedValuesError):
             # Evicted between the two; the caller has sent it and need not know.
             plane.put(put, context)
-            return self.run(plane, call, context)
+            return (yield from self.run(plane, call, context))
 
 
 def _read_header(text: bytes) -> Header:
@@ -147,21 +156,21 @@ Job = Operation[SolveCall, SolveReply] | Operation[VjpCall, VjpReply] | Operatio
 SOLVE = Operation(
     read_solve,
     people.read_solve,
-    lambda plane, call, context: plane.solve(call, context),
+    lambda plane, call, context: plane.solving(call, context),
     solve_reply_body,
     people.write_solve,
 )
 VJP = Operation(
     read_vjp,
     people.read_vjp,
-    lambda plane, call, context: plane.vjp(call, context),
+    lambda plane, call, context: plane.pulling(call, context),
     vjp_reply_body,
     people.write_vjp,
 )
 JVP = Operation(
     read_jvp,
     people.read_jvp,
-    lambda plane, call, context: plane.jvp(call, context),
+    lambda plane, call, context: plane.pushing(call, context),
     solve_reply_body,
     people.write_solve,
 )

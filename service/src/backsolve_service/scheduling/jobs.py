@@ -18,7 +18,7 @@ from ..observer import Observer
 from .block import split
 from .lane import Deferred, Job
 from .threads import delivered
-from .ticket import Ticket
+from .ticket import Ticket, ring
 from .worker import FactorRef
 
 QUICK_BYTES = 64 << 20
@@ -244,5 +244,6 @@ class Solve(Job):
             own = whole if len(jobs) == 1 else split(whole, start, start + job.columns)
             start += job.columns
             job._rhs = None
-            job.ticket.set_result(Solved(own, begun - job.born, seconds, width))
+            job.ticket.set_result(Solved(own, begun - job.born, seconds, width), ring=False)
+        ring([job.ticket for job in jobs])
         return True

@@ -14,7 +14,7 @@ from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
 from ..cache.flight import Made, Order
-from ..context import CallContext, WouldWaitError
+from ..context import CallContext
 from ..engine.base import Controls, Factor, FactorSpec, Symbolic
 from ..engine.device import CPU
 from ..engine.krylov.basis import largest_restart
@@ -25,6 +25,7 @@ from .backlog import Backlog
 from .jobs import Solve, Solved, Task, wide, work
 from .lane import Job
 from .process import ProcessWorker
+from .steps import Steps, finish
 from .threads import delivered
 from .ticket import Ticket, discard
 from .worker import FactorRef, ThreadWorker, Worker
@@ -162,7 +163,8 @@ class Scheduler:
             Exception: what the job raised.
         """
         ticket: Ticket[Made[T]] = Ticket()
-        return self._ask(self._place(self._threads), Task(job, ticket, nbytes, context.tenant), ticket, context).value
+        task = Task(job, ticket, nbytes, context.tenant)
+        return finish(self._ask(self._place(self._threads), task, ticket, context), context).value
 
     def build(
         self,
@@ -190,7 +192,7 @@ class Scheduler:
         unwanted = keep or self.free
         ticket: Ticket[Build] = Ticket(lambda build: unwanted(build.value))
         worker = self._place(self._threads)
-        return self._ask(worker, self._build_task(worker, spec, job, ticket, nbytes), ticket, context)
+        return finish(self._ask(worker, self._build_task(worker, spec, job, ticket, nbytes), ticket, context), context)
 
     def order(self, job: Callable[[], T], *, nbytes: int = 0) -> "Future[Made[T]]":
         """Have `job` called on a worker; returns at once (what `FactorCache` starts a flight with).
@@ -266,9 +268,22 @@ class Scheduler:
         *,
         instead: Operand | None = None,
     ) -> Solved:
+        """`solving`, on this thread."""
+        return finish(self.solving(ref, rhs, trans, controls, context, instead=instead), context)
+
+    def solving(
+        self,
+        ref: FactorRef,
+        rhs: Array,
+        trans: Trans,
+        controls: Controls,
+        context: CallContext,
+        *,
+        instead: Operand | None = None,
+    ) -> Steps[Solved]:
         """Solve with a factor where it is, as one block with others that wait for the same.
 
-        A small solve whose worker sleeps is done on the calling thread, in the worker's place.
+        A small solve whose worker sleeps is done on the calling thread, in the worker's place; any other is waited for.
 
         Args:
             ref: its factor stays (is pinned in the cache) until this returns.
@@ -283,7 +298,6 @@ class Scheduler:
             DeadlineError, CancelledError: of `context`.
             InvalidShapeError: `rhs` does not have the factor's rows.
             BacksolveError: what the solve raised.
-            WouldWaitError: `context` must not wait, and the worker does not sleep.
             MemoryBudgetError: the vectors of an iteration would be more than all calls together may hold.
         """
         n = ref.n if ref.m is None or controls.cotangent else ref.m
@@ -291,13 +305,14 @@ class Scheduler:
         if rhs.shape[:-1] != rows:
             raise InvalidShapeError(f"b has shape {rhs.shape}, the factor solves {(*rows, 'k')}")
         # A thread that must not wait is one of the service's own, on which no caller sets any mode.
-        here = (ref.anywhere or (ref.direct and context.at_once)) and ref.nbytes * rhs.shape[-1] <= _AT_ONCE_BYTES
+        most = min(_AT_ONCE_BYTES, context.most_bytes)
+        here = (ref.anywhere or (ref.direct and context.at_once)) and ref.nbytes * rhs.shape[-1] <= most
         here = here and instead is None
         if here and ref.direct and (solved := self._here(ref, rhs, trans, controls, context)) is not None:
             return solved
         self._check_work(ref, rhs, controls, instead)
         job = Solve(ref, rhs, trans, controls, context, self._observer, instead, self._block_columns)
-        return self._ask(ref.worker, job, job.ticket, context, at_once=here)
+        return (yield from self._ask(ref.worker, job, job.ticket, context, at_once=here))
 
     def _here(
         self, ref: FactorRef, rhs: Array, trans: Trans, controls: Controls, context: CallContext
@@ -370,13 +385,15 @@ class Scheduler:
             limit=limit,
         )
 
-    def _ask(self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False) -> T:
+    def _ask(
+        self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False
+    ) -> Steps[T]:
         context.check()
-        if context.at_once and not at_once:
-            raise WouldWaitError
-        self._enter(worker, job, id(context), at_once=at_once, or_never=context.at_once)
+        self._enter(worker, job, id(context), at_once=at_once)
         try:
-            return ticket.wait(context)
+            if not ticket.done:
+                yield ticket
+            return ticket.taken()
         except BaseException as error:
             if not ticket.settled:  # the wait itself was interrupted, by Ctrl-C for one
                 ticket.set_exception(CancelledError(f"the caller was interrupted by {type(error).__name__}"))
@@ -395,15 +412,11 @@ class Scheduler:
         future.add_done_callback(settled)
         return future
 
-    def _enter(
-        self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False, or_never: bool = False
-    ) -> None:
+    def _enter(self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False) -> None:
         self._backlog.enter(job.nbytes, call)
         if at_once and worker.lend(job):
             return
         try:
-            if or_never:
-                raise WouldWaitError
             worker.post(job)
         except BaseException:
             self._backlog.withdrawn(job.nbytes)

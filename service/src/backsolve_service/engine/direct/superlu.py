@@ -67,8 +67,14 @@ class SuperLuFactor(Factor):
         return None
 
     def solve(self, rhs: Array, trans: Trans, controls: Controls) -> Outcome:
-        """Two triangular sweeps; a transposed block of columns costs as much as its columns singly."""
+        """Two triangular sweeps.
+
+        A transposed block of columns costs as much as its columns singly. A single column is solved faster with the
+        transpose, so a matrix that is its own is taken for that.
+        """
         del controls
+        if rhs.shape[-1] == 1 and "T" in self.operand.unchanged_by:
+            trans = "T"
         x = solve_systems(self.handles, self.ordering, rhs, trans)
         return Outcome(x, self.statuses, (0,) * len(self.statuses))
 
