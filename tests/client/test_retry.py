@@ -19,6 +19,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.attempts = 0
+        self.oversleeps = 0.0
         draws = np.random.default_rng(733_901_245)
         self.exchange = Exchange(
             (Endpoint("http", "here", 1),), 60.0, Allowance(lambda: self.now, lambda: float(draws.random()))
@@ -32,7 +33,7 @@ class World:
         progress = self.begin(timeout)
         while progress.step is not None:
             if isinstance(progress.step, Pause):
-                self.now += progress.step.seconds
+                self.now += progress.step.seconds + self.oversleeps
                 progress.give(None)
                 continue
             assert isinstance(progress.step, Send)
@@ -86,6 +87,15 @@ def test_one_caller_alone_waits_until_its_deadline() -> None:
         with pytest.raises(QueueFullError):
             world.call(lambda: QueueFullError("full", retry_after=1.0), timeout=600.0)
         assert world.now - began > 590.0
+
+
+@pytest.mark.parametrize("kind", [UnreachableError, QueueFullError, DrainingError])
+def test_a_pause_that_outlasts_the_deadline_does_not_hide_why_there_was_one(kind: type[BacksolveError]) -> None:
+    world = World()
+    world.oversleeps = 40.0
+    with pytest.raises(kind, match="as told"):
+        world.call(lambda: kind("as told"))
+    assert world.attempts == 1
 
 
 def test_calls_that_succeed_earn_repetitions() -> None:

@@ -111,6 +111,7 @@ class Budget:
         self._met_before = met_before
         self._pauses = 0
         self._single: set[type[BacksolveError]] = set()
+        self._failed: BacksolveError | None = None
         allowance.earn()
 
     def remaining(self) -> float | None:
@@ -118,10 +119,13 @@ class Budget:
 
         Raises:
             DeadlineError: none are left.
+            BacksolveError: none are left after a pause that took longer than it was meant to: why there was one.
         """
         if self._timeout is None:
             return None
         left = self._timeout - (self._allowance.clock() - self._started)
+        if left <= 0 and self._failed is not None:
+            raise self._failed
         if left <= 0:
             raise DeadlineError(f"no answer within {self._timeout:g} s: raise timeout=, or try again later")
         return left
@@ -156,4 +160,5 @@ class Budget:
         if isinstance(error, OVERLOAD) and not self._allowance.spend():
             error.add_note("It was not sent again: this client has repeated too many calls lately (backsolve.retry).")
             return None
+        self._failed = error
         return pause
