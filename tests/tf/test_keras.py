@@ -17,6 +17,12 @@ PATTERN = sparse_pattern(640_218_375)
 DIAGONAL = (6.0 * (PATTERN.rows == PATTERN.indices)).astype("float32")
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Keras draws the weights of layers from a stream of the process; matrices are made of them."""
+    keras.utils.set_random_seed(470_915_283)
+
+
 def _model(**options: Any) -> Any:
     """Parameters in, the solution of a system out whose values are a trained function of them."""
     parameters = keras.Input((3,), name="parameters")
@@ -41,7 +47,6 @@ def test_training_learns(embedded: Client) -> None:
     """By `fit`, whose step is a traced function, which Keras is told not to have compiled by XLA."""
     rng = np.random.default_rng(82_640_193)
     parameters, b = rng.standard_normal((64, 3)).astype("float32"), rng.standard_normal((64, 5)).astype("float32")
-    keras.utils.set_random_seed(470_915_283)
     target = _model(client=embedded).predict([parameters, b], verbose=0)
     model = _model(client=embedded)
     with pytest.warns(UserWarning, match="jit_compile"):
