@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from backsolve import Client
-from backsolve.errors import BacksolveError, InvalidDtypeError, NotConvergedError, SingularMatrixError
+from backsolve.errors import (
+    BacksolveError,
+    InvalidDtypeError,
+    InvalidShapeError,
+    NotConvergedError,
+    SingularMatrixError,
+)
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import SINGLE, Case
 
@@ -61,6 +67,16 @@ def test_a_complex_first_iterate_of_a_real_solve(framework: Adapter, case: Case,
     f = framework.solve(case, embedded, method="gmres", x0=start)
     with pytest.raises(InvalidDtypeError, match=r"x0 is .*complex128.*begin at a real one"):
         f(framework.array(case.values), framework.array(case.b))
+
+
+@each_kind
+@pytest.mark.parametrize("shape", [(), (8,), (7, 2, 2), (2, 7)], ids=str)
+def test_a_right_hand_side_that_does_not_fit(
+    framework: Adapter, case: Case, shape: tuple[int, ...], embedded: Client
+) -> None:
+    f = framework.solve(case, embedded)
+    with pytest.raises(InvalidShapeError, match=r"\(7,\) for vectors or \(7, 'k'\) for k columns"):
+        f(framework.array(case.values), framework.array(np.zeros(shape)))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

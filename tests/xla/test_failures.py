@@ -266,6 +266,15 @@ def test_statistics_count_iterations_and_keep_the_batch(embedded: Client) -> Non
     assert (mapped.iterations == stats.iterations).all()
 
 
+def test_a_mapped_batch_tells_which_system_failed(embedded: Client) -> None:
+    a = jnp.broadcast_to(_spd(), (2, 3, 6, 6)).at[0, 2].set(0.0)
+    b = rhs(386_250_914, (2, 3, 6))
+    x, stats = jax.vmap(lambda a, b: solve(a, b, client=embedded, on_failure="nan", return_stats=True))(a, b)
+    failed = np.array([[False, False, True], [False, False, False]])
+    assert (np.asarray(stats.status != Status.OK.value) == failed).all()
+    assert (np.isnan(np.asarray(x)).all(axis=-1) == failed).all()
+
+
 def test_the_worst_of_no_systems(embedded: Client) -> None:
     _, stats = solve(jnp.zeros((0, 3, 3)), jnp.zeros((0, 3)), client=embedded, return_stats=True)
     assert (stats.worst, stats.statuses) == (Status.OK, [])
