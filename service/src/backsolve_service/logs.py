@@ -39,7 +39,11 @@ class JsonLines(logging.Formatter):
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=True)
+        return _ENCODER.encode(line)
+
+
+# Made once: `json.dumps` with arguments makes one for each line.
+_ENCODER = json.JSONEncoder(default=str, ensure_ascii=True)
 
 
 def configure(level: str, instance: str, stream: IO[str] | None = None) -> None:
@@ -57,6 +61,8 @@ def configure(level: str, instance: str, stream: IO[str] | None = None) -> None:
         root.removeHandler(former)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    # What no line has is not looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # The web server's news of itself say less than ours, and say it twice.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.captureWarnings(True)
@@ -92,7 +98,8 @@ class AccessLog(Observer):
                 "response_bytes": response_bytes,
                 "request_id": request_id,
             }
-            self._log.info("call", extra=fields)
+            # Not by `info`, which looks for the line of code that calls.
+            self._log.handle(self._log.makeRecord(ACCESS, logging.INFO, "", 0, "call", (), None, extra=fields))
         self._inner.request(
             op,
             transport,
