@@ -7,7 +7,7 @@ from backsolve.errors import NotPositiveDefiniteError, SingularMatrixError
 from backsolve.types import Status
 from backsolve_service.engine.answer import answer
 from backsolve_service.engine.base import Controls, FactorSpec
-from backsolve_service.engine.conditioning import lower_bound
+from backsolve_service.engine.conditioning import lower_bound, lower_bounds
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import ROWS, solver
 from engine.table import TABLE, array, factor, matrix, numbers
@@ -53,6 +53,49 @@ def test_a_consistent_b_does_not_hide_a_singular_matrix(method, layout, dtype):
         seen += 1
         assert answer(f, b, "N", Controls()).statuses == ((Status.ILL_CONDITIONED,),)
     assert seen >= 2
+
+
+@each_way
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_nor_does_it_in_a_batch_where_each_system_is_told_apart(method, layout, dtype):
+    """Regular ones beside it, one that is not finite, and one with rows of very different size."""
+    rng = np.random.default_rng(83_110_458)
+    seen = 0
+    for _ in range(12):
+        n = int(rng.integers(5, 60))
+        a = np.stack([neumann(rng, n, 1.0) for _ in range(4)]).astype(dtype)
+        a[::2] += np.eye(n, dtype=dtype) * np.trace(a[0].real) / n
+        b = (a @ rng.standard_normal((n, 2))).astype(dtype)
+        a[3, 1, 1] = np.nan
+        f = made(method, layout, a)
+        if f.statuses[1] is not Status.OK:
+            continue
+        seen += 1
+        got = answer(f, b, "N", Controls())
+        assert [system[0] for system in got.statuses] == [
+            Status.OK,
+            Status.ILL_CONDITIONED,
+            Status.OK,
+            Status.NONFINITE_INPUT,
+        ]
+        np.testing.assert_allclose(
+            got.x[0], np.linalg.solve(a[0], b[0]), rtol=0, atol=1e-3 if dtype == "complex64" else 1e-10
+        )
+    assert seen >= 2
+
+
+@each_way
+def test_bounds_of_a_batch_are_those_of_its_systems(method, layout):
+    structure = {"diagonal": "diagonal", "triangular": "triangular"}.get(ROWS[method].needs, "definite")
+    structure = "triangular" if method == "triangular" else "diagonal" if method == "diagonal" else structure
+    a = np.stack([array(structure, "float64", seed=seed) for seed in (7_130_611, 7_130_612, 7_130_613)])
+    a[1] *= np.geomspace(1, 1e-7, 40)[:, None] * np.geomspace(1, 1e-7, 40) if method != "diagonal" else 1
+    together = lower_bounds(made(method, layout, a))
+    alone = [lower_bound(made(method, layout, each)) for each in a]
+    if layout == "csr":  # dense ones are asked for more, when they are made
+        np.testing.assert_allclose(together, alone, rtol=1e-6)
+    assert np.all(together <= 3 * np.array(alone))
+    assert np.all(together > 0.1)
 
 
 def dependent(rng, n):
@@ -136,8 +179,8 @@ def test_the_size_of_the_matrix_changes_nothing(scale):
 def test_it_is_asked_for_once():
     f = made("superlu", "csr", array("general", "float64"))
     assert lower_bound(f) == lower_bound(f) > 0
-    batch = np.stack([array("general", "float64")] * 2)
-    assert lower_bound(made("superlu", "csr", batch)) == 0
+    batch = made("superlu", "csr", np.stack([array("general", "float64")] * 2))
+    assert lower_bounds(batch) is lower_bounds(batch)
 
 
 def test_where_digits_are_gone_the_whole_row_is_asked_for():

@@ -173,6 +173,15 @@ def test_a_right_hand_side_in_the_range_hides_no_singular_matrix(method, columns
     assert flagged > 10
 
 
+def test_in_a_batch_it_hides_none_either():
+    a = numbers((4, 30, 30), "float64", 340_771_990)
+    a[2, 19] = a[2, 4] = np.rint(4 * a[2, 4]) / 4
+    b = a @ numbers((4, 30, 1), "float64", 340_771_991)
+    statuses = [Status.OK, Status.OK, Status.ILL_CONDITIONED, Status.OK]
+    got = answer(mixed("lu", "dense", a), b, "N", Controls())
+    assert [system[0] for system in got.statuses] == statuses
+
+
 @each_trans
 def test_rows_of_very_different_size_are_not_taken_for_singular(trans):
     grade = 10.0 ** np.random.default_rng(71_431).uniform(-8, 8, (40, 1))

@@ -10,7 +10,7 @@ from backsolve.types import Array, Status, Trans
 
 from .base import Controls, Factor, Outcome
 from .certify import Evidence, Proof, Reference, accept, measure, reference
-from .conditioning import Conditioning, estimate, lower_bound, unresolved
+from .conditioning import Conditioning, estimate, lower_bound, lower_bounds, unresolved
 from .faults import systems
 from .lstsq.base import LeastSquaresFactor
 from .one_column import Figures, certify
@@ -124,7 +124,7 @@ class _Run:
         self.note: str | None = None
         self.factor, self.trans, self.controls = factor, trans, controls
         self.operand = factor.operand
-        self.known = lower_bound(factor)
+        self.known = lower_bounds(factor)[:, None]
         self.dtype = factor.operand.dtype
         largest = magnitude(rhs, 1)
         self.bad = ~np.isfinite(largest)
@@ -154,7 +154,7 @@ class _Run:
         grid = self._statuses(x, evidence, statuses)
         if self.bad.any():
             x = np.where(self.bad[:, None, :], np.nan, x).astype(self.dtype)
-        estimates = [float(evidence.condition[~self.bad].max(initial=0.0)), self.known]
+        estimates = [float(each.max(initial=0.0)) for each in (evidence.condition[~self.bad], self.known)]
         return Answer(
             x=x.reshape(shape),
             statuses=grid,
@@ -256,8 +256,9 @@ class _Run:
         # iterative method left of the residual is judged by its tolerance, and not once more here.
         error = np.maximum(evidence.backward, epsilon(self.dtype)) if self.factor.direct else epsilon(self.dtype)
         unmet = unmet | (np.maximum(evidence.condition, self.known) >= 1 / error)
-        if unresolved(self.factor):
-            unmet, self.note = np.ones_like(unmet), _UNRESOLVED
+        doubted = unresolved(self.factor)
+        if doubted.any():
+            unmet, self.note = unmet | doubted[:, None], _UNRESOLVED
         missed = self._missed(evidence)
         spoilt = self.factor.direct and any(status is not Status.OK for status in systems_)
         if not spoilt and not np.any(unmet | hopeless | self.bad):

@@ -9,10 +9,12 @@ import numpy as np
 
 from backsolve.errors import InvalidOptionError
 from backsolve.pattern import StructuredPattern
-from backsolve.types import Array, Trans
+from backsolve.types import Array, Status, Trans
 
-from .base import Controls, Factor
+from .base import Controls, Factor, Outcome
 from .direct.condition import condition_number, inverse_norm
+from .faults import systems
+from .operand import Operand
 from .tolerance import MIXED_REFINEMENTS, epsilon
 
 
@@ -53,10 +55,10 @@ def estimate(factor: Factor) -> Conditioning | None:
     if known is None:
 
         def solve(v: Array) -> Array:
-            return _solved(factor, v, "N")
+            return factor.solve(v, "N", Controls()).x
 
         def adjoint(v: Array) -> Array:
-            return _solved(factor, v, "H")
+            return factor.solve(v, "H", Controls()).x
 
         one = inverse_norm(solve, adjoint, operand.n, operand.dtype)
         infinity = inverse_norm(adjoint, solve, operand.n, operand.dtype)
@@ -70,13 +72,21 @@ _LARGEST = 1.5
 """Entries of the probe are between a third of this and this: near 1, so that constants are seen, yet of no regular
 shape, and no two alike, since of equal rows with equal entries it would see nothing."""
 
-_probed: "WeakKeyDictionary[Factor, float]" = WeakKeyDictionary()
+_probed: "WeakKeyDictionary[Factor, Array]" = WeakKeyDictionary()
 
 
 def lower_bound(factor: Factor) -> float:
-    """What a factor says of its matrix's condition number, whatever is solved with it; 0 where it says nothing.
+    """`lower_bounds` of a single matrix."""
+    if factor.condition is not None:
+        return factor.condition
+    known = _probed.get(factor)
+    return float((lower_bounds(factor) if known is None else known)[0])
 
-    A dense factor was asked when it was made. Any other direct factor of one matrix is asked here, once,
+
+def lower_bounds(factor: Factor) -> Array:
+    """What a factor says of condition numbers, `[systems]`, whatever is solved with it; 0 where it says nothing.
+
+    A dense factor of one matrix was asked when it was made. Any other direct factor is asked here, once,
     with one solve, rarely two: with s the row sums of |A| and entries of v of 1.5 at most,
 
         ||A⁻¹ (s v)||_∞ / 1.5  <=  || |A⁻¹| |A| ||_∞  <=  ||A⁻¹||_∞ ||A||_∞
@@ -88,34 +98,47 @@ def lower_bound(factor: Factor) -> float:
 
     Source: Skeel, "Scaling for numerical stability in Gaussian elimination", J. ACM 26 (1979), section 2.
     """
+    count = systems(factor.operand)
     if factor.condition is not None:
-        return factor.condition
-    operand = factor.operand
-    if not factor.direct or factor.narrow or operand.batch is not None or operand.n == 0:
-        return 0.0
-    if isinstance(operand.pattern, StructuredPattern):
-        return 0.0  # its entries, and so the sums of its rows, are not at hand
+        return np.full(count, factor.condition)
+    if not factor.direct or factor.narrow or not _has_entries(factor.operand):
+        return np.zeros(count)
     known = _probed.get(factor)
     if known is None:
-        known = _probed[factor] = _probe(factor)
+        with np.errstate(all="ignore"):
+            known = _probed[factor] = _probe(factor)
     return known
 
 
-def _probe(factor: Factor) -> float:
+def _has_entries(operand: Operand) -> bool:
+    """Whether there are any, at hand: of a structured matrix they are not, nor are the sums of its rows."""
+    return bool(operand.n and systems(operand)) and not isinstance(operand.pattern, StructuredPattern)
+
+
+def _probe(factor: Factor) -> Array:
     operand = factor.operand
-    with np.errstate(all="ignore"):
-        sums = operand.row_sums
-        given = (sums * _entries(operand.n)).astype(operand.dtype)[:, None]
-        if not np.isfinite(given).all():
-            return 0.0  # sums out of range say nothing of the matrix
-        answer = np.abs(_solved(factor, given, "N"))
-        found = float(answer.max()) / _LARGEST
-        if np.isfinite(found) and found >= _DOUBTFUL / epsilon(operand.dtype):
-            unit = np.zeros_like(given)
-            unit[np.argmax(answer)] = 1
-            whole = float(np.abs(_solved(factor, unit, "H"))[:, 0] @ sums)
-            found = max(found, whole) if np.isfinite(whole) else np.inf
-    return found if np.isfinite(found) else float(np.finfo(np.float64).max)
+    sums = operand.row_sums
+    given, told = _given(operand, sums)
+    outcome = _solved(factor, given, "N")
+    answer = np.abs(outcome.x.reshape(given.shape))
+    found = answer.max(axis=(1, 2)) / _LARGEST
+    told &= np.array([status is Status.OK for status in outcome.statuses], dtype=bool)
+    doubtful = np.flatnonzero(told & np.isfinite(found) & (found >= _DOUBTFUL / epsilon(operand.dtype)))
+    if doubtful.size:
+        unit = np.zeros_like(given)
+        unit[doubtful, answer[doubtful, :, 0].argmax(axis=1)] = 1
+        rows = np.abs(_solved(factor, unit, "H").x.reshape(given.shape)[doubtful, :, 0])
+        whole = (rows * sums[doubtful]).sum(axis=1)
+        found[doubtful] = np.where(np.isfinite(whole), np.maximum(found[doubtful], whole), np.inf)
+    found = np.where(np.isfinite(found), found, np.finfo(np.float64).max)
+    return np.asarray(np.where(told, found, 0.0))
+
+
+def _given(operand: Operand, sums: Array) -> tuple[Array, Array]:
+    """The probe of each system, `[systems, n, 1]`, and where it tells anything: sums out of range do not."""
+    given = (sums * _entries(operand.n)).astype(operand.dtype)[:, :, None]
+    told = np.isfinite(given).all(axis=(1, 2))
+    return np.where(told[:, None, None], given, 1).astype(operand.dtype), told
 
 
 _DOUBTFUL = 1e-4
@@ -129,48 +152,45 @@ _LEFT = 1e-6
 """Part of b that refinement may leave of a solve in single precision; of a singular matrix it leaves what is outside
 the range."""
 
-_unresolved: "WeakKeyDictionary[Factor, bool]" = WeakKeyDictionary()
+_unresolved: "WeakKeyDictionary[Factor, Array]" = WeakKeyDictionary()
 
 
-def unresolved(factor: Factor) -> bool:
-    """Whether a factor in single precision cannot tell its matrix, which is a double one, from a singular one.
+def unresolved(factor: Factor) -> Array:
+    """Whether a factor in single precision cannot tell its matrices, double ones, from singular ones: `[systems]`.
 
     Refinement gives b in the range of a singular matrix as good an answer as any b of a regular one. So a b that is
     of no particular kind is tried, once, unless the factor itself says that its precision is ample.
     """
     operand = factor.operand
-    if not factor.narrow or operand.batch is not None or operand.n == 0 or factor.nullspace is not None:
-        return False
-    if isinstance(operand.pattern, StructuredPattern):
-        return False
+    if not factor.narrow or factor.nullspace is not None or not _has_entries(operand):
+        return np.zeros(systems(operand), dtype=bool)
     known = _unresolved.get(factor)
     if known is None:
         with np.errstate(all="ignore"):
-            known = _unresolved[factor] = _stays(factor)
+            known = _unresolved[factor] = _left_over(factor)
     return known
 
 
-def _stays(factor: Factor) -> bool:
-    """Whether refinement leaves a part of the probe."""
+def _left_over(factor: Factor) -> Array:
+    """Of which systems refinement leaves a part of the probe."""
     operand = factor.operand
     if factor.condition is not None and factor.condition <= _REFINED:
-        return False
-    given = (operand.row_sums * _entries(operand.n)).astype(operand.dtype)[:, None]
-    if not np.isfinite(given).all():
-        return False  # sums out of range say nothing of the matrix
-    x = _solved(factor, given, "N")
-    if factor.condition is None and float(np.abs(x).max()) <= _REFINED * _LARGEST:
-        return False
-    last = np.inf
+        return np.zeros(systems(operand), dtype=bool)
+    given, told = _given(operand, operand.row_sums)
+    outcome = _solved(factor, given, "N")
+    x = outcome.x.reshape(given.shape)
+    open_ = told & np.array([status is Status.OK for status in outcome.statuses], dtype=bool)
+    if factor.condition is None:
+        open_ &= ~(np.abs(x).max(axis=(1, 2)) <= _REFINED * _LARGEST)
+    last = np.full(open_.size, np.inf)
     for _ in range(MIXED_REFINEMENTS):
-        rest = given - operand.product(0, x, "N")
-        left = float((np.abs(rest) / np.abs(given)).max())
-        if left <= _LEFT:
-            return False
-        if not left < last:
+        rest = given - operand.products(x, "N")
+        left = (np.abs(rest) / np.abs(given)).max(axis=(1, 2))
+        open_ &= ~(left <= _LEFT)
+        if not np.any(open_ & (left < last)):
             break
-        last, x = left, x + _solved(factor, rest, "N")
-    return True
+        last, x = left, x + _solved(factor, rest, "N").x.reshape(given.shape)
+    return np.asarray(open_)
 
 
 def _entries(n: int) -> Array:
@@ -184,5 +204,6 @@ def _entries(n: int) -> Array:
     return _LARGEST / 3 * (1 + (bits >> np.uint64(32)) * 2.0**-31)
 
 
-def _solved(factor: Factor, v: Array, trans: Trans) -> Array:
-    return factor.solve(v, trans, Controls()).x
+def _solved(factor: Factor, v: Array, trans: Trans) -> Outcome:
+    """Solve for `[systems, n, 1]`."""
+    return factor.solve(v if factor.operand.batch is not None else v[0], trans, Controls())

@@ -96,7 +96,7 @@ class Operand:
             elif isinstance(self.pattern, StructuredPattern):
                 table = np.array([self.pattern.kind.norms(parts) for parts in self.wide]).reshape(-1, 2)
             else:
-                table = _dense_norms(self.wide_values.reshape(-1, self.m, self.n))
+                table = self._dense_sums[0]
         # A norm beyond the largest double would make every backward error look like zero.
         return np.minimum(table, _MAX)
 
@@ -107,10 +107,19 @@ class Operand:
 
     @property
     def row_sums(self) -> Array:
-        """`[n]` sums of the magnitudes in each row, of a single matrix that is not structured."""
-        if isinstance(self.pattern, Pattern):
-            return np.bincount(self.pattern.rows, weights=np.abs(self.wide[0].data), minlength=self.m)
-        return np.asarray(np.abs(self.wide_values).sum(axis=1))
+        """`[systems, m]` sums of the magnitudes in each row, of matrices that are not structured."""
+        if not isinstance(self.pattern, Pattern):
+            return self._dense_sums[1]
+        size = np.abs(self.wide_values)
+        if self.batch is not None and np.diff(self.pattern.indptr).all():
+            return np.asarray(np.add.reduceat(size, self.pattern.indptr[:-1], axis=1))
+        each = [np.bincount(self.pattern.rows, weights=one, minlength=self.m) for one in self._each(size)]
+        return np.array(each).reshape(-1, self.m)
+
+    @lazy
+    def _dense_sums(self) -> tuple[Array, Array]:
+        with np.errstate(over="ignore"):
+            return _dense_norms(self.wide_values.reshape(-1, self.m, self.n))
 
     @lazy
     def finite(self) -> bool:
@@ -209,10 +218,10 @@ def _updated_norms(a: Operand) -> tuple[float, float]:
     return inverse_norm(forward, adjoint, a.n, a.wide_dtype), inverse_norm(adjoint, forward, a.n, a.wide_dtype)
 
 
-def _dense_norms(systems: Array) -> Array:
-    """`[systems, 2]` of `[systems, m, n]`; magnitudes are written to the same room block by block."""
+def _dense_norms(systems: Array) -> tuple[Array, Array]:
+    """Norms, `[systems, 2]`, and sums of rows, `[systems, m]`; magnitudes go to one room, block by block."""
     count, m, n = systems.shape
-    table = np.zeros((count, 2))
+    table, sums = np.zeros((count, 2)), np.zeros((count, m))
     rows, together = min(m, max(_BLOCK // n, 1)), max(_BLOCK // (m * n), 1)
     room = np.empty((min(together, count), rows, n))
     for first in range(0, count, together):
@@ -223,10 +232,10 @@ def _dense_norms(systems: Array) -> Array:
             size = np.abs(block, out=room[: len(some), : block.shape[1]])
             # Sums as products with ones: BLAS reads memory faster than a reduction does.
             by_column += np.ones((1, block.shape[1])) @ size
-            by_row = (size @ np.ones((n, 1))).max(axis=(1, 2))
-            np.maximum(table[first : first + together, 1], by_row, out=table[first : first + together, 1])
+            sums[first : first + together, start : start + rows] = (size @ np.ones((n, 1)))[..., 0]
         table[first : first + together, 0] = by_column.max(axis=(1, 2))
-    return table
+    table[:, 1] = sums.max(axis=1)
+    return table, sums
 
 
 def _sparse_norms(a: Any, pattern: Pattern) -> tuple[float, float]:
