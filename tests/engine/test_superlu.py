@@ -14,7 +14,8 @@ from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.direct import graph
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
-from engine.table import array, factor_of, matrix, numbers, poisson
+from backsolve_service.engine.structure import inspect, inspect_pattern
+from engine.table import array, factor_of, matrix, numbers, op, poisson
 
 SPEC = FactorSpec("superlu", None, "float64", "cpu")
 
@@ -30,6 +31,24 @@ def unsymmetric(n, seed):
     rows = np.repeat(np.arange(n), 4)
     a = csr_array((rng.standard_normal(4 * n), (rows, rng.integers(0, n, 4 * n))), shape=(n, n))
     return (a + csr_array((np.full(n, 9.0), (np.arange(n), np.arange(n))), shape=(n, n))).tocsr()
+
+
+@pytest.mark.parametrize("structure", ["symmetric", "indefinite", "general"])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("trans", TRANS)
+def test_a_matrix_that_is_known_to_be_symmetric_is_solved_in_every_direction(structure, dtype, trans):
+    """Complex symmetric is not Hermitian, nor the other way round."""
+    a = array(structure, dtype)
+    m = matrix("csr", a)
+    operand = Operand(m)
+    inspect(inspect_pattern(m.pattern), operand)
+    chosen = solver("superlu")
+    spec = FactorSpec("superlu", None, dtype, "cpu")
+    got = answer(
+        chosen.factorize(chosen.analyze(m.pattern, spec), operand, spec), np.ones((40, 1), dtype), trans, Controls()
+    )
+    assert got.statuses == ((Status.OK,),)
+    np.testing.assert_allclose(op(a, trans) @ got.x, 1, rtol=0, atol=1e-12)
 
 
 def test_the_ordering_is_the_one_superlu_would_compute():

@@ -73,7 +73,8 @@ class SuperLuFactor(Factor):
         transpose, so a matrix that is its own is taken for that.
         """
         del controls
-        if rhs.shape[-1] == 1 and "T" in self.operand.unchanged_by:
+        conjugate = trans == "H" and self.operand.dtype.kind == "c"  # Aᴴ is not A, though Aᵀ be
+        if rhs.shape[-1] == 1 and "T" in self.operand.unchanged_by and not conjugate:
             trans = "T"
         x = solve_systems(self.handles, self.ordering, rhs, trans)
         return Outcome(x, self.statuses, (0,) * len(self.statuses))
