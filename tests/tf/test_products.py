@@ -198,6 +198,15 @@ def test_jacobian_of_a_complex_function_of_real_numbers(embedded: Client) -> Non
         bt.jacobian(lambda b: f(b, embedded), b, mode="reverse")
 
 
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_jacobian_of_several_columns(mode: Any, embedded: Client) -> None:
+    A, b = _fresh(), numbers(518_204_773, (N, 2))
+    full = A + 8 * tf.eye(N, dtype=A.dtype)
+    value, found = bt.jacobian(lambda b: bt.solve(full, b, client=embedded), b, mode=mode)
+    expected = tf.einsum("ij,kl->ikjl", tf.linalg.inv(full), tf.eye(2, dtype=A.dtype))
+    close([value, found], [tf.linalg.solve(full, b), expected])
+
+
 def test_jacobian_in_a_function_of_unknown_shapes(embedded: Client) -> None:
     A, b = _fresh(), numbers(330_914_268, (N,))
     signature = [tf.TensorSpec([None], b.dtype)]

@@ -65,6 +65,14 @@ def test_the_conjugate_of_a_state_solves_with_the_conjugate(sparse: bool, embedd
     close(x, jnp.linalg.solve(operator.as_matrix().conj(), b))
 
 
+def test_complex_equations_of_real_numbers_give_real_numbers(embedded: Client) -> None:
+    a, x = dense(360_184_927, dtype="complex128"), rhs(845_309_162, (6,))
+    operator = lx.FunctionLinearOperator(lambda y: a @ y, jax.ShapeDtypeStruct((6,), x.dtype))  # type: ignore[no-untyped-call]
+    found = solved(operator, a @ x, Backsolve(client=embedded))
+    assert found.dtype == x.dtype
+    close(found, x)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_gradient_costs_two_solves_and_one_factor(sparse: bool, embedded: Client) -> None:
     values, b = values_on(PATTERN, 32_908_164), rhs(650_271_943, (6,))
