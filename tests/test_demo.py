@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from backsolve import Client
 from scripts.remote_demo import TOLERANCE, worst_difference
@@ -117,6 +118,27 @@ def heat(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script as a module, in this process: its frameworks are imported once for all who use them."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     return importlib.import_module("heat_inverse")
+
+
+def test_the_elements_are_exact_for_linear_functions(heat: Any):
+    """Their masses and energies are integrals that can be written down triangle by triangle."""
+    mesh = heat.Mesh.airfoil()
+    equation = heat.HeatEquation.assemble(mesh)
+    corners = mesh.nodes[mesh.triangles]
+    (ax, ay), (bx, by) = (corners[:, i].T - corners[:, 0].T for i in (1, 2))
+    areas = np.abs(ax * by - ay * bx) / 2
+    middles = (corners + np.roll(corners, 1, axis=1)) / 2  # exact for squares
+    x, y = mesh.nodes.T
+    assert equation.mass.sum() == pytest.approx(areas.sum(), rel=1e-12)
+    assert x @ equation.mass @ y == pytest.approx(areas @ middles.prod(axis=2).mean(axis=1), rel=1e-12)
+    assert np.array_equal(equation.mass.data, equation.mass_values)
+    k = np.random.default_rng(337_190_825).uniform(0.5, 2, len(areas))
+    shape = equation.pattern.shape
+    stiffness = sparse.csr_array((equation.stiffness @ k, equation.pattern.indices, equation.pattern.indptr), shape)
+    assert np.abs(stiffness.sum(axis=1)).max() < 1e-12 * np.abs(stiffness.data).max()
+    assert x @ stiffness @ x == pytest.approx(k @ areas, rel=1e-9)
+    assert y @ stiffness @ y == pytest.approx(k @ areas, rel=1e-9)
+    assert abs(x @ stiffness @ y) < 1e-9 * (k @ areas)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
