@@ -24,6 +24,9 @@ SHORT, LONG = 10_000, 200_000
 MOST_SECONDS = {False: 60.0, True: 2400.0}
 """A run ends then at the latest, and says how far it came."""
 
+LEAST_SECONDS = 8.0
+"""Over each way: a look waits its turn among the callers, up to 0.2 s on a busy machine, and thirty are needed."""
+
 SPELLS = 60
 """Looks at the memory over each way; the slope leaves out the first fifth, and needs ten blocks of the rest."""
 
@@ -74,7 +77,7 @@ def measure(asked: Asked) -> Found:
 def soak(
     server: LocalServer, generator: Generator, ways: tuple[str, ...], count: int, most_seconds: float
 ) -> Mapping[str, Soaked]:
-    """So many requests, an equal share each way, or as many as the time allows; each way over the same connections."""
+    """So many requests, an equal share each way, or what the time asks for; each way over the same connections."""
     seen: dict[str, Soaked] = {}
     with Client(server.http) as client, ThreadPoolExecutor(1) as pool:
         fresh = _matrices()
@@ -83,7 +86,7 @@ def soak(
         for way in ways:
             load = prepare(server.http if way == "http" else server.grpc, matrix(ROWS))
             speed = _drive(generator, load, 0.5).per_second
-            seconds = min(count / len(ways) / speed, most_seconds / 2 / len(ways))
+            seconds = min(max(count / len(ways) / speed, LEAST_SECONDS), most_seconds / 2 / len(ways))
             # Once for nothing: the allocator settles over it, with all that is done at the looks.
             for _ in range(2):
                 running = pool.submit(_drive, generator, load, seconds)
