@@ -9,7 +9,7 @@ from backsolve.errors import NotPositiveDefiniteError
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import TRANS, Status
-from backsolve_service.engine.answer import answer
+from backsolve_service.engine.answer import answer, answer_each
 from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.engine.direct import graph
 from backsolve_service.engine.operand import Operand
@@ -49,6 +49,25 @@ def test_a_matrix_that_is_known_to_be_symmetric_is_solved_in_every_direction(str
     )
     assert got.statuses == ((Status.OK,),)
     np.testing.assert_allclose(op(a, trans) @ got.x, 1, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_columns_of_several_callers_are_solved_apart_and_measured_apart(dtype, trans):
+    m = matrix("csr", array("general", dtype, n=40))
+    f = factor_of("superlu", m)
+    columns = [numbers((40, 1), dtype, 38_116_207 + i) for i in range(3)]
+    for found, b in zip(f.solve_each([b[:, 0] for b in columns], trans), columns, strict=True):
+        np.testing.assert_allclose(
+            found, f.solve(b, trans, Controls()).x[:, 0], rtol=1e-3 if dtype == "float32" else 1e-12
+        )
+    for found, b in zip(answer_each(f, columns, trans, Controls()), columns, strict=True):
+        single = answer(f, b, trans, Controls())
+        assert (found.statuses, found.x.shape) == (single.statuses, single.x.shape)
+        assert found.backward_error[0, 0] == pytest.approx(single.backward_error[0, 0], rel=10, abs=1e-6)
+    assert answer_each(f, [*columns, np.full((40, 1), np.nan, dtype)], trans, Controls()) is None
+    assert answer_each(f, columns, trans, Controls(condition=True)) is None
+    assert answer_each(f, [columns[0], np.ones((40, 2), dtype)], trans, Controls()) is None
 
 
 def test_the_ordering_is_the_one_superlu_would_compute():

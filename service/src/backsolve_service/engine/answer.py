@@ -1,5 +1,6 @@
 """One solve from a factor, refined where it must be and proved: the way every reply is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -96,6 +97,29 @@ def answer(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answ
     projected, outside = factor.nullspace.split(stacked)
     found = _answered(factor, projected.reshape(rhs.shape), trans, controls)
     return found if controls.cotangent or not outside.any() else _inconsistent(found, factor, rhs, trans, outside)
+
+
+def answer_each(factor: Factor, columns: Sequence[Array], trans: Trans, controls: Controls) -> list[Answer] | None:
+    """Answers to right-hand sides `[n, 1]` of several callers, solved as one block and measured singly.
+
+    None: the factor has no way to do that, or not every answer is plainly good; `answer` them as a block.
+    """
+    operand = factor.operand
+    usual = factor.direct and operand.batch is None and factor.nullspace is None and not controls.condition
+    if not usual or any(column.shape != (operand.n, 1) or column.dtype != operand.dtype for column in columns):
+        return None
+    with np.errstate(all="ignore"):
+        solved = factor.solve_each([column.reshape(-1) for column in columns], trans)
+        if solved is None:
+            return None
+        known, answers = lower_bound(factor), []
+        for column, x in zip(columns, solved, strict=True):
+            outcome = Outcome(x.reshape(-1, 1), (Status.OK,), (0,))
+            figures = certify(factor, column, outcome.x, trans, controls, known)
+            if figures is None:
+                return None
+            answers.append(_plain(outcome, figures, known))
+    return answers
 
 
 def _answered(factor: Factor, rhs: Array, trans: Trans, controls: Controls) -> Answer:

@@ -5,7 +5,7 @@ values add (`Factor`), and what one solve gives (`Outcome`). Classes are abstrac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -193,6 +193,14 @@ class Factor(ABC):
     def device_nbytes(self) -> int:
         """Those of `nbytes` that lie on a device other than the CPU."""
         return 0
+
+    def solve_each(self, columns: Sequence[Array], trans: Trans) -> "list[Array] | None":
+        """Solve for right-hand sides `[n]` of a single matrix as a block, each answer in memory of its own.
+
+        None: it gains nothing by that over `solve` for the block.
+        """
+        del columns, trans
+        return None
 
     def moved(self, device: str) -> "Factor":
         """The same factor with its numbers on another device; itself where it is not `movable`.

@@ -15,7 +15,6 @@ from ..engine.base import Controls
 from ..engine.krylov.basis import work_bytes
 from ..engine.operand import Operand
 from ..observer import Observer
-from .block import split
 from .lane import Deferred, Job
 from .threads import delivered
 from .ticket import Ticket, ring
@@ -225,7 +224,7 @@ class Solve(Job):
             controls = replace(controls, cancelled=lambda: all(job.over for job in jobs))
         try:
             columns = [job._columns() for job in jobs]
-            whole = self._ref.worker.answer(self._ref, columns, self._trans, controls, instead=self._instead)
+            answers = self._ref.worker.answer(self._ref, columns, self._trans, controls, instead=self._instead)
         except Deferred:
             self._deferred = True
             raise
@@ -239,10 +238,7 @@ class Solve(Job):
         seconds = perf_counter() - begun
         width = sum(job.columns for job in jobs)
         self._observer.block(width)
-        start = 0
-        for job in jobs:
-            own = whole if len(jobs) == 1 else split(whole, start, start + job.columns)
-            start += job.columns
+        for job, own in zip(jobs, answers, strict=True):
             job._rhs = None
             job.ticket.set_result(Solved(own, begun - job.born, seconds, width), ring=False)
         ring([job.ticket for job in jobs])

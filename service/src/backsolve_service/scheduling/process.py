@@ -32,6 +32,7 @@ from ..engine.device import CPU
 from ..engine.operand import Operand
 from ..observer import Observer, Restart
 from .backlog import Backlog
+from .block import parted
 from .lane import Deferred, Job, Lane
 from .launch import Child, launch
 from .messages import (
@@ -251,7 +252,7 @@ class ProcessWorker(Worker):
         controls: Controls,
         *,
         instead: Operand | None = None,
-    ) -> Answer:
+    ) -> list[Answer]:
         """Have the process solve; the right-hand sides are put together in the memory it reads them from.
 
         Raises:
@@ -268,7 +269,7 @@ class ProcessWorker(Worker):
         answered = replace(reply.answer, x=np.array(results[0], copy=True))
         del results
         self._trim()
-        return answered
+        return parted(answered, columns)
 
     def holds(self, ref: FactorRef) -> bool:
         """Whether the process that made the factor still runs, as far as is known."""

@@ -329,7 +329,7 @@ class Scheduler:
         try:
             self._backlog.enter_running(nbytes, id(context))
             try:
-                found = worker.answer(ref, (rhs,), trans, controls)
+                (found,) = worker.answer(ref, (rhs,), trans, controls)
             finally:
                 seconds = perf_counter() - begun
                 self._backlog.ended(1, nbytes)

@@ -17,14 +17,14 @@ from backsolve.errors import NeedMatrixError
 from backsolve.pattern import AnyPattern
 from backsolve.types import Array, Trans
 
-from ..engine.answer import Answer, answer
+from ..engine.answer import Answer, answer, answer_each
 from ..engine.base import Controls, Factor, FactorSpec, Pivots, Symbolic
 from ..engine.operand import Operand
 from ..engine.precond.stale import preconditioned
 from ..engine.restricted import solver_for
 from ..engine.structured.update import factorize_update
 from .backlog import Backlog
-from .block import stacked
+from .block import parted, stacked
 from .lane import Job, Lane
 from .threads import trim
 
@@ -168,8 +168,8 @@ class Worker(ABC):
         controls: Controls,
         *,
         instead: Operand | None = None,
-    ) -> Answer:
-        """Solve for the columns of several callers as one block.
+    ) -> list[Answer]:
+        """Solve for the columns of several callers as one block; an answer for each of them.
 
         Args:
             ref: one of its factors.
@@ -308,14 +308,15 @@ class ThreadWorker(Worker):
         controls: Controls,
         *,
         instead: Operand | None = None,
-    ) -> Answer:
+    ) -> list[Answer]:
         """Solve for the columns of several callers as one block."""
         factor = self._factors.get(ref.id)
         if factor is None:
             raise NeedMatrixError("the factor was released before this solve began: send the matrix again")
         if instead is not None:
             factor = preconditioned(factor, instead)
-        return answer(factor, stacked(columns), trans, controls)
+        singly = answer_each(factor, columns, trans, controls) if len(columns) > 1 else None
+        return parted(answer(factor, stacked(columns), trans, controls), columns) if singly is None else singly
 
     def holds(self, ref: FactorRef) -> bool:
         """A thread loses nothing."""

@@ -5,6 +5,7 @@ factor must be solved with in the process that made it. It releases the interpre
 several threads may solve with one factor.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -78,6 +79,16 @@ class SuperLuFactor(Factor):
             trans = "T"
         x = solve_systems(self.handles, self.ordering, rhs, trans)
         return Outcome(x, self.statuses, (0,) * len(self.statuses))
+
+    def solve_each(self, columns: Sequence[Array], trans: Trans) -> list[Array] | None:
+        """SuperLU works on columns, and so do the permutations: nothing is transposed."""
+        lu = self.handles[0] if len(self.handles) == 1 and self.operand.batch is None else None
+        if lu is None:
+            return None
+        permuted = np.empty((len(columns), self.operand.n), dtype=self.operand.dtype)
+        for row, column in zip(permuted, columns, strict=True):
+            column.take(self.ordering.order, out=row, mode="clip")  # "raise" would go through a buffer
+        return [row.take(self.ordering.inverse) for row in np.asarray(lu.solve(permuted.T, trans)).T]
 
 
 @final
