@@ -13,9 +13,12 @@ from backsolve.errors import (
     InvalidShapeError,
     NotConvergedError,
     SingularMatrixError,
+    UnreachableError,
 )
 from frameworks.adapters import Adapter, Function
 from frameworks.cases import SINGLE, Case
+from frameworks.judging import GRADIENTS, error
+from support.servers import ServerProcess
 
 ways = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 each_kind = pytest.mark.parametrize("case", SINGLE, ids=str)
@@ -77,6 +80,20 @@ def test_a_right_hand_side_that_does_not_fit(
     f = framework.solve(case, embedded)
     with pytest.raises(InvalidShapeError, match=r"\(7,\) for vectors or \(7, 'k'\) for k columns"):
         f(framework.array(case.values), framework.array(np.zeros(shape)))
+
+
+def test_a_server_that_dies_and_is_started_again(framework: Adapter) -> None:
+    """Meanwhile an error that names it; afterwards it is sent again what it has lost."""
+    case = Case(True)
+    with ServerProcess() as server, Client(server.http_url) as client:
+        f, hurried = framework.solve(case, client), framework.solve(case, client, timeout=2.0)
+        before = framework.grad(f, case)
+        server.kill()
+        with pytest.raises(UnreachableError, match=re.escape("127.0.0.1")):
+            framework.grad(hurried, case)
+        server.start()
+        for one, other in zip(framework.grad(f, case), before, strict=True):
+            assert error(one, other) <= GRADIENTS
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
