@@ -223,10 +223,16 @@ def test_a_wide_block_of_columns_is_taken_in_pieces(embedded: Client, monkeypatc
 
     whole = derivatives()
     monkeypatch.setattr(_rules, "_BLOCK", 35)
-    for one, other in zip(derivatives(), whole, strict=True):
-        close(one, other)
+    monkeypatch.setattr(_rules, "_CACHED", 35)
+    for singly, most in ((7, pattern.nnz), (6, 35)):
+        monkeypatch.setattr(_rules, "_SINGLY", singly)
+        for one, other in zip(derivatives(), whole, strict=True):
+            close(one, other)
+        with _Products() as products:
+            _rules.product(pattern, values, b, transposed=True)
+        assert len(products.sizes) > 1
+        assert max(products.sizes) <= most
     with _Products() as products:
-        _rules.product(pattern, values, b, transposed=True)
         _rules.outer(pattern, b, b)
-    assert len(products.sizes) > 2
+    assert len(products.sizes) > 1
     assert max(products.sizes) <= 35
