@@ -97,7 +97,7 @@ def main() -> None:
 
 def measure(workload: Workload, way: str, client: backsolve.Client, rounds: int) -> Row:
     """Medians over rounds, after the steps in which pattern and habits are learnt."""
-    steps = workload.steps(client, np.random.default_rng(SEED))
+    steps = workload.steps(client, np.random.default_rng([SEED, *way.encode()]))
     for _ in range(3):
         ours, theirs = next(steps)
         _compare(ours(), theirs(), workload.tolerance)
