@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import final
 
@@ -33,6 +34,9 @@ _SWITCH_SECONDS = 0.0005
 With the default, 5 ms, the event loop waits so long each time it wakes while others compute: under load
 health checks then take seconds.
 """
+
+_LOOK_SECONDS = 1.0
+"""How long a signal that came to another thread may wait to be seen."""
 
 
 @final
@@ -58,8 +62,14 @@ class StopSignals:
         self._armed = True
 
     def wait(self) -> str:
-        """Wait for the signal that asks for a drain; returns its name."""
-        return signal.Signals(self._arrived.get()).name
+        """Wait for the signal that asks for a drain; returns its name.
+
+        The system may hand a signal to another thread, which does not wake this one, whose handlers they are: it looks
+        for itself.
+        """
+        while True:
+            with suppress(Empty):
+                return signal.Signals(self._arrived.get(timeout=_LOOK_SECONDS)).name
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self._armed:
