@@ -25,7 +25,7 @@ from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.structure import inspect, inspect_pattern
 from backsolve_service.scheduling.scheduler import Scheduler
 from backsolve_service.scheduling.worker import FactorRef
-from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, reference, until
+from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, reference, solved_by, until
 from support.systems import convection
 
 BUDGET = 64 << 20
@@ -129,7 +129,7 @@ def test_a_factorization_that_everybody_left_is_kept(cache, entry, works, schedu
     with cache.pin(entry):
         found = cache.get_factor(entry, SUPERLU, works.start, caller())
         assert found.lookup == "hit"
-        x = scheduler.solve(found.value, np.ones((op.n, 1)), "N", Controls(), caller()).answer.x
+        x = solved_by(scheduler, found.value, np.ones((op.n, 1)), "N", Controls(), caller()).answer.x
     np.testing.assert_allclose(op.product(0, x, "N"), 1.0, rtol=1e-12)
 
 
@@ -261,7 +261,7 @@ def test_everything_at_once(scheduler, op):
                         lambda m=matrix: scheduler.order_build(SUPERLU, lambda: factorize(m)),
                         context,
                     )
-                    x = scheduler.solve(found.value, b, "N", Controls(), context).answer.x
+                    x = solved_by(scheduler, found.value, b, "N", Controls(), context).answer.x
                 np.testing.assert_allclose(matrix.product(0, x, "N"), b, rtol=1e-9, atol=1e-12)
             except (DeadlineError, MemoryBudgetError):
                 left += 1

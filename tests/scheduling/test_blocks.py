@@ -16,7 +16,7 @@ from backsolve_service.engine.operand import Operand
 from backsolve_service.observer import Silent
 from backsolve_service.scheduling.jobs import Solved
 from backsolve_service.scheduling.scheduler import Scheduler
-from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, solved_by, until
 from support.systems import convection, laplacian, random_like
 
 SEED = 903_417_226
@@ -77,7 +77,7 @@ def together(scheduler: Scheduler, calls) -> list[Future[Solved]]:
         futures = []
         for call in calls:
             depth = scheduler.stats.depth
-            futures.append(pool.submit(scheduler.solve, *call))
+            futures.append(pool.submit(solved_by, scheduler, *call))
             until(lambda depth=depth: scheduler.stats.depth == depth + 1)
     return futures
 
@@ -195,7 +195,7 @@ def test_a_caller_who_left_drops_out_of_the_block(scheduler, heard):
     b = random_like((op.n, 1), "float64", SEED)
     gone, brief = caller(), caller(0.2)
     with ThreadPoolExecutor(3) as pool, held_up(scheduler):
-        futures = [pool.submit(scheduler.solve, ref, b, "N", Controls(), c) for c in (caller(), gone, brief)]
+        futures = [pool.submit(solved_by, scheduler, ref, b, "N", Controls(), c) for c in (caller(), gone, brief)]
         until(lambda: scheduler.stats.depth == 3)
         gone.cancel()
         with pytest.raises(CancelledError):
@@ -242,7 +242,7 @@ def test_an_iterative_solve_past_its_deadline_says_deadline_not_cancelled(schedu
     ref = scheduler.build(CG, lambda: Recording(op, hook), caller()).value
     for _ in range(20):
         with pytest.raises(DeadlineError):
-            scheduler.solve(ref, np.ones((op.n, 1)), "N", Controls(), caller(0.02))
+            solved_by(scheduler, ref, np.ones((op.n, 1)), "N", Controls(), caller(0.02))
 
 
 def test_one_callers_fault_does_not_fail_the_others(scheduler, heard):
@@ -306,5 +306,5 @@ def test_right_hand_sides_are_not_modified(scheduler):
 def test_no_columns_are_answered(scheduler):
     op = operand(convection(4))
     ref = kept(scheduler, op)
-    solved = scheduler.solve(ref, np.ones((op.n, 0)), "N", Controls(), caller())
+    solved = solved_by(scheduler, ref, np.ones((op.n, 0)), "N", Controls(), caller())
     assert solved.answer.x.shape == (op.n, 0)

@@ -14,7 +14,7 @@ from backsolve_service.observer import Silent
 from backsolve_service.scheduling.process import ProcessLostError, ProcessWorker
 from backsolve_service.scheduling.scheduler import Scheduler
 from backsolve_service.scheduling.worker import FactorLostError, ThreadWorker
-from support.factors import PATIENCE, caller
+from support.factors import PATIENCE, caller, solved_by
 from support.systems import dense
 
 DEVICE = "cpu:0"
@@ -71,7 +71,7 @@ def build(scheduler, device, a):
 
 
 def solve(scheduler, ref, b):
-    return scheduler.solve(ref, b, "N", Controls(), caller()).answer.x
+    return solved_by(scheduler, ref, b, "N", Controls(), caller()).answer.x
 
 
 def test_factors_move_and_a_failed_device_ends_its_process_and_nothing_else(scheduler, mark):

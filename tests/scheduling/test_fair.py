@@ -14,7 +14,7 @@ from backsolve_service.context import CallContext
 from backsolve_service.engine.base import Controls
 from backsolve_service.scheduling.fair import FairQueue
 from backsolve_service.scheduling.scheduler import Scheduler
-from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.factors import CG, PATIENCE, SUPERLU, caller, factorize, held_up, operand, solved_by, until
 from support.systems import convection, laplacian
 
 
@@ -153,7 +153,7 @@ def test_a_quick_solve_does_not_wait_for_what_is_built(scheduler: Scheduler) -> 
     building = scheduler.order(lambda: gate.wait(PATIENCE))
     until(lambda: scheduler.stats.inflight == 1)
     rhs = np.ones((op.n, 1))
-    x = scheduler.solve(ref, rhs, "N", Controls(), caller()).answer.x
+    x = solved_by(scheduler, ref, rhs, "N", Controls(), caller()).answer.x
     np.testing.assert_allclose(op.product(0, x, "N"), rhs, atol=1e-11)
     assert not building.done()
     gate.set()
@@ -170,8 +170,8 @@ def test_a_long_solve_waits_with_what_is_long(scheduler: Scheduler) -> None:
     until(lambda: scheduler.stats.inflight == 1)
     with ThreadPoolExecutor(2) as pool:
         slow = [
-            pool.submit(scheduler.solve, iterative, np.ones((definite.n, 1)), "N", Controls(), caller()),
-            pool.submit(scheduler.solve, direct, wide, "N", Controls(), caller()),
+            pool.submit(solved_by, scheduler, iterative, np.ones((definite.n, 1)), "N", Controls(), caller()),
+            pool.submit(solved_by, scheduler, direct, wide, "N", Controls(), caller()),
         ]
         until(lambda: scheduler.stats.depth == 2)
         gate.set()

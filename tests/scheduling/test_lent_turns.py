@@ -15,7 +15,7 @@ import pytest
 from backsolve.errors import DeadlineError, InvalidDtypeError
 from backsolve_service.engine.base import Controls, Factor, Outcome
 from backsolve_service.scheduling.scheduler import Scheduler
-from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, solved_by, until
 from support.systems import convection
 
 
@@ -95,7 +95,7 @@ def asleep(scheduler: Scheduler, ref) -> None:
 def test_a_small_solve_runs_on_its_callers_thread_while_the_worker_sleeps(scheduler, rhs):
     ref, seen, _ = watched(scheduler)
     asleep(scheduler, ref)
-    solved = scheduler.solve(ref, rhs, "N", Controls(), caller())
+    solved = solved_by(scheduler, ref, rhs, "N", Controls(), caller())
     assert set(seen) == {threading.current_thread().name}
     np.testing.assert_allclose(convection(12) @ solved.answer.x, rhs, rtol=1e-9, atol=1e-9)
     assert scheduler.stats.depth == scheduler.stats.inflight == 0
@@ -104,7 +104,7 @@ def test_a_small_solve_runs_on_its_callers_thread_while_the_worker_sleeps(schedu
 def test_a_factor_that_is_bound_to_its_thread_is_solved_with_there(scheduler, rhs):
     ref, seen, _ = watched(scheduler, kind=Bound)
     asleep(scheduler, ref)
-    scheduler.solve(ref, rhs, "N", Controls(), caller())
+    solved_by(scheduler, ref, rhs, "N", Controls(), caller())
     assert set(seen) == {"backsolve-worker-0-solves"}
 
 
@@ -112,14 +112,14 @@ def test_a_large_solve_leaves_its_caller_free_to_go(scheduler):
     ref, seen, _ = watched(scheduler)
     columns = 1 + (64 << 20) // ref.nbytes
     asleep(scheduler, ref)
-    scheduler.solve(ref, np.ones((144, columns)), "N", Controls(), caller())
+    solved_by(scheduler, ref, np.ones((144, columns)), "N", Controls(), caller())
     assert set(seen) == {"backsolve-worker-0"}
 
 
 def test_a_busy_worker_lends_nothing(scheduler, rhs):
     ref, seen, _ = watched(scheduler)
     with ThreadPoolExecutor(thread_name_prefix="elsewhere") as pool, held_up(scheduler):
-        waiting = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        waiting = pool.submit(solved_by, scheduler, ref, rhs, "N", Controls(), caller())
         until(lambda: scheduler.stats.depth == 1)
         assert not seen
     waiting.result(PATIENCE)
@@ -130,9 +130,9 @@ def test_what_comes_during_a_lent_turn_waits_for_it_and_then_runs_as_one_block(s
     ref, seen, gate = watched(scheduler, is_open=False)
     asleep(scheduler, ref)
     with ThreadPoolExecutor(4, thread_name_prefix="elsewhere") as pool:
-        first = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        first = pool.submit(solved_by, scheduler, ref, rhs, "N", Controls(), caller())
         until(lambda: len(seen) == 1)
-        later = [pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller()) for _ in range(3)]
+        later = [pool.submit(solved_by, scheduler, ref, rhs, "N", Controls(), caller()) for _ in range(3)]
         until(lambda: scheduler.stats.depth == 3)
         assert scheduler.stats.inflight == 1
         gate.set()
@@ -155,7 +155,7 @@ def test_a_factor_freed_during_a_lent_turn_dies_on_its_worker(scheduler, rhs):
     ref = scheduler.build(SUPERLU, build, caller()).value
     asleep(scheduler, ref)
     with ThreadPoolExecutor(thread_name_prefix="elsewhere") as pool:
-        waiting = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        waiting = pool.submit(solved_by, scheduler, ref, rhs, "N", Controls(), caller())
         until(lambda: len(seen) == 1)
         scheduler.free(ref)
         gate.set()
@@ -171,7 +171,7 @@ def test_an_interrupt_on_the_callers_thread_reaches_the_caller_and_the_worker_wo
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            scheduler.solve(ref, rhs, "N", Controls(), caller())
+            solved_by(scheduler, ref, rhs, "N", Controls(), caller())
     finally:
         signal.signal(signal.SIGINT, before)
     assert set(seen) == {threading.current_thread().name}
@@ -184,7 +184,7 @@ def test_closing_waits_for_a_lent_turn(rhs):
     ref, seen, gate = watched(scheduler, is_open=False)
     asleep(scheduler, ref)
     with ThreadPoolExecutor(2, thread_name_prefix="elsewhere") as pool:
-        solving = pool.submit(scheduler.solve, ref, rhs, "N", Controls(), caller())
+        solving = pool.submit(solved_by, scheduler, ref, rhs, "N", Controls(), caller())
         until(lambda: len(seen) == 1)
         closing = pool.submit(scheduler.close, PATIENCE)
         until(lambda: scheduler.draining)
@@ -200,7 +200,7 @@ def test_a_solve_that_fails_in_a_lent_turn_leaves_nothing_behind(scheduler, rhs)
     bad = rhs.astype(np.float32)
     for _ in range(3):
         with pytest.raises(InvalidDtypeError) as caught:
-            scheduler.solve(ref, bad, "N", Controls(), caller())
+            solved_by(scheduler, ref, bad, "N", Controls(), caller())
         trace, frames = caught.value.__traceback__, []
         while trace is not None:
             frames.append(trace.tb_frame)
@@ -208,12 +208,12 @@ def test_a_solve_that_fails_in_a_lent_turn_leaves_nothing_behind(scheduler, rhs)
         assert not any(isinstance(local, Factor) for frame in frames for local in frame.f_locals.values())
         assert (scheduler.stats.depth, scheduler.stats.inflight, scheduler.stats.nbytes) == (0, 0, 0)
         assert ref.worker.asleep
-    assert scheduler.solve(ref, rhs, "N", Controls(), caller()).block_columns == rhs.shape[-1]
+    assert solved_by(scheduler, ref, rhs, "N", Controls(), caller()).block_columns == rhs.shape[-1]
 
 
 def test_a_deadline_that_passes_during_a_lent_turn_that_fails_is_what_the_caller_hears(scheduler, rhs):
     ref, _, _ = watched(scheduler, kind=Late)
     asleep(scheduler, ref)
     with pytest.raises(DeadlineError):
-        scheduler.solve(ref, rhs, "N", Controls(), caller(0.2))
+        solved_by(scheduler, ref, rhs, "N", Controls(), caller(0.2))
     assert ref.worker.asleep

@@ -23,7 +23,7 @@ from backsolve_service.observer import Silent
 from backsolve_service.scheduling.process import ProcessLostError
 from backsolve_service.scheduling.scheduler import Scheduler
 from backsolve_service.scheduling.worker import FactorLostError
-from support.factors import CG, PATIENCE, SUPERLU, caller, operand, until
+from support.factors import CG, PATIENCE, SUPERLU, caller, operand, solved_by, until
 from support.systems import convection, dense, laplacian, random_like
 
 ISOLATED = frozenset({"lu", "superlu", "cg"})
@@ -62,7 +62,7 @@ def build(scheduler, op, spec=SUPERLU):
 
 
 def solve(scheduler, ref, rhs, trans="N", controls=None, context=None, instead=None):
-    return scheduler.solve(ref, rhs, trans, controls or Controls(), context or caller(), instead=instead)
+    return solved_by(scheduler, ref, rhs, trans, controls or Controls(), context or caller(), instead=instead)
 
 
 def beside(op, values):
@@ -327,7 +327,7 @@ SCRIPT = """
     import sys
     import numpy as np
     from backsolve_service.scheduling.scheduler import Scheduler
-    from support.factors import SUPERLU, caller, operand
+    from support.factors import SUPERLU, caller, operand, solved_by
     from support.systems import convection
     from backsolve_service.engine.base import Controls
     print("main", flush=True)
@@ -335,7 +335,7 @@ SCRIPT = """
     op = operand(convection(8))
     symbolic = scheduler.order_analysis(SUPERLU, op.pattern).result().value
     ref = scheduler.order_factor(symbolic, op, SUPERLU).result().value
-    scheduler.solve(ref, np.ones((op.n, 1)), "N", Controls(), caller())
+    solved_by(scheduler, ref, np.ones((op.n, 1)), "N", Controls(), caller())
     print(ref.worker.pid, flush=True)
 """
 
@@ -378,11 +378,11 @@ def test_a_fork_of_the_owner_makes_processes_of_its_own():
         fresh = Scheduler(1, 8, 1 << 20, isolated=frozenset({"superlu"}))
         symbolic = fresh.order_analysis(SUPERLU, op.pattern).result().value
         other = fresh.order_factor(symbolic, op, SUPERLU).result().value
-        fresh.solve(other, np.ones((op.n, 1)), "N", Controls(), caller())
+        solved_by(fresh, other, np.ones((op.n, 1)), "N", Controls(), caller())
         print(other.worker.pid != ref.worker.pid, flush=True)
         sys.exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
-    scheduler.solve(ref, np.ones((op.n, 1)), "N", Controls(), caller())
+    solved_by(scheduler, ref, np.ones((op.n, 1)), "N", Controls(), caller())
     print("solved", flush=True)
 """
     )

@@ -27,7 +27,7 @@ from backsolve.errors import (
 from backsolve_service.engine.base import Controls, FactorSpec
 from backsolve_service.observer import Silent
 from backsolve_service.scheduling.scheduler import Scheduler
-from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, until
+from support.factors import PATIENCE, SUPERLU, caller, factorize, held_up, operand, solved_by, until
 from support.systems import convection
 
 
@@ -221,14 +221,14 @@ def test_a_factor_lives_on_its_worker_and_dies_there(scheduler):
     assert build.value.nbytes > 0
     assert build.value.direct
     assert build.value.n == op.n
-    scheduler.solve(build.value, np.ones((op.n, 1)), "N", Controls(), caller())
+    solved_by(scheduler, build.value, np.ones((op.n, 1)), "N", Controls(), caller())
     assert not dead
     scheduler.free(build.value)
     until(lambda: bool(dead))  # without another job: an idle worker frees too
     assert dead == born
     scheduler.free(build.value)
     with pytest.raises(NeedMatrixError):
-        scheduler.solve(build.value, np.ones((op.n, 1)), "N", Controls(), caller())
+        solved_by(scheduler, build.value, np.ones((op.n, 1)), "N", Controls(), caller())
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -253,7 +253,7 @@ def test_a_factor_whose_caller_left_is_kept_for_the_cache_or_freed(scheduler, ke
         gate.set()
     if keep:
         until(lambda: bool(kept))
-        answer = scheduler.solve(kept[0], np.ones((op.n, 1)), "N", Controls(), caller()).answer
+        answer = solved_by(scheduler, kept[0], np.ones((op.n, 1)), "N", Controls(), caller()).answer
         np.testing.assert_allclose(op.product(0, answer.x, "N"), 1.0, rtol=1e-12)
         scheduler.free(kept[0])
     until(lambda: bool(dead))
@@ -284,7 +284,7 @@ def test_an_idle_worker_remembers_neither_answers_nor_right_hand_sides(scheduler
     def call():
         rhs = np.ones((op.n, 2))
         watched.append(weakref.ref(rhs))
-        x = scheduler.solve(ref, rhs, "N", Controls(), context).answer.x
+        x = solved_by(scheduler, ref, rhs, "N", Controls(), context).answer.x
         watched.append(weakref.ref(x))
 
     def fail():
@@ -308,7 +308,7 @@ def test_a_right_hand_side_of_another_shape_is_refused(scheduler):
     ref = scheduler.build(SUPERLU, lambda: factorize(op), caller()).value
     for shape in ((op.n,), (op.n + 1, 1), (2, op.n, 1)):
         with pytest.raises(InvalidShapeError):
-            scheduler.solve(ref, np.ones(shape), "N", Controls(), caller())
+            solved_by(scheduler, ref, np.ones(shape), "N", Controls(), caller())
 
 
 def test_an_idle_scheduler_uses_no_cpu(scheduler):
@@ -383,7 +383,7 @@ def test_the_vectors_of_an_iteration_are_counted_while_it_waits(scheduler):
     b = np.ones((op.n, 1))
     with ThreadPoolExecutor() as pool, held_up(scheduler):
         before = scheduler.stats.nbytes
-        waiting = pool.submit(scheduler.solve, ref, b, "N", Controls(restart=40), caller())
+        waiting = pool.submit(solved_by, scheduler, ref, b, "N", Controls(restart=40), caller())
         until(lambda: scheduler.stats.nbytes > before)
         assert scheduler.stats.nbytes - before > 8 * op.n * 40
     assert waiting.result(PATIENCE).answer.iterations[0] > 0
@@ -396,12 +396,12 @@ def test_a_basis_that_never_fits_is_refused_before_the_solve_with_one_that_does(
     ref = scheduler.build(GMRES, lambda: factorize(op, GMRES), caller()).value
     b = np.ones((op.n, 1))
     with pytest.raises(MemoryBudgetError, match=r"ask for restart=\d+") as refusal:
-        scheduler.solve(ref, b, "N", Controls(restart=1000), caller())
+        solved_by(scheduler, ref, b, "N", Controls(restart=1000), caller())
     assert int(refusal.value.details["limit"]) == 1 << 20
     assert int(refusal.value.details["size"]) > 1 << 20
     fits = int(str(refusal.value).partition("restart=")[2].partition(",")[0])
     assert 1 < fits < 1000
-    assert scheduler.solve(ref, b, "N", Controls(restart=fits), caller()).answer.iterations[0] > 0
+    assert solved_by(scheduler, ref, b, "N", Controls(restart=fits), caller()).answer.iterations[0] > 0
     scheduler.free(ref)
 
 
@@ -409,6 +409,6 @@ def test_vectors_that_no_basis_is_short_enough_for_are_refused_with_another_cure
     op = operand(convection(200))
     ref = scheduler.build(GMRES, lambda: factorize(op, GMRES), caller()).value
     with pytest.raises(MemoryBudgetError, match="use a direct method, or raise BACKSOLVE_QUEUE_BYTES") as refusal:
-        scheduler.solve(ref, np.ones((op.n, 1)), "N", Controls(), caller())
+        solved_by(scheduler, ref, np.ones((op.n, 1)), "N", Controls(), caller())
     assert "restart" not in str(refusal.value)
     scheduler.free(ref)

@@ -10,13 +10,16 @@ from scipy import sparse
 from backsolve.fingerprint import matrix_ref
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
-from backsolve.types import MatrixRef
+from backsolve.types import Array, MatrixRef, Trans
 from backsolve_service.context import CallContext
-from backsolve_service.engine.base import Factor, FactorSpec
+from backsolve_service.engine.base import Controls, Factor, FactorSpec
 from backsolve_service.engine.operand import Operand
 from backsolve_service.engine.registry import solver
+from backsolve_service.scheduling.jobs import Solved
 from backsolve_service.scheduling.lane import Job
 from backsolve_service.scheduling.scheduler import Scheduler
+from backsolve_service.scheduling.steps import finish
+from backsolve_service.scheduling.worker import FactorRef
 
 SUPERLU = FactorSpec("superlu", None, "float64", "cpu")
 CG = FactorSpec("cg", "jacobi", "float64", "cpu")
@@ -44,6 +47,20 @@ def factorize(op: Operand, spec: FactorSpec = SUPERLU) -> Factor:
     """Analyse and factorize on this thread."""
     method = solver(spec.method)
     return method.factorize(method.analyze(op.pattern), op, spec)
+
+
+def solved_by(
+    scheduler: Scheduler,
+    ref: FactorRef,
+    rhs: Array,
+    trans: Trans,
+    controls: Controls,
+    context: CallContext,
+    *,
+    instead: Operand | None = None,
+) -> Solved:
+    """Solve, and wait on this thread."""
+    return finish(scheduler.solving(ref, rhs, trans, controls, context, instead=instead), context)
 
 
 def until(condition: Callable[[], bool]) -> None:

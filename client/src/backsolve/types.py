@@ -127,10 +127,6 @@ class Timings:
     factor: float = 0.0
     solve: float = 0.0
 
-    def enter_hash(self, seconds: float) -> None:
-        """Enter the client's part before anybody has seen them; a new certificate takes as long as reading one."""
-        object.__setattr__(self, "hash", seconds)
-
 
 @dataclass(frozen=True, slots=True)
 class Element:

@@ -64,8 +64,8 @@ def answered(
 
 def solution(reply: SolveReply, hashed: float) -> Solution:
     """The reply as callers see it, with this side's part of the times."""
-    stats = reply.certificate
-    stats.seconds.enter_hash(hashed)
+    seconds = replace(reply.certificate.seconds, hash=hashed)
+    stats = replace(reply.certificate, seconds=seconds)
     return Solution(reply.x, stats.status, stats)
 
 

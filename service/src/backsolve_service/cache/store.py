@@ -120,7 +120,7 @@ class FactorCache(Generic[R]):
 
         with cache.pin(entry) as entry:
             found = cache.get_factor(entry, spec, lambda: scheduler.order_build(spec, job), context)
-            scheduler.solve(found.value, ...)
+            yield from scheduler.solving(found.value, ...)
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """How much a matrix may amplify errors: a bound that every factor is asked for once, and an estimate on request."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 from weakref import WeakKeyDictionary
@@ -103,11 +104,7 @@ def lower_bounds(factor: Factor) -> Array:
         return np.full(count, factor.condition)
     if not factor.direct or factor.narrow or not _has_entries(factor.operand):
         return np.zeros(count)
-    known = _probed.get(factor)
-    if known is None:
-        with np.errstate(all="ignore"):
-            known = _probed[factor] = _probe(factor)
-    return known
+    return _asked(_probed, factor, _probe)
 
 
 def _has_entries(operand: Operand) -> bool:
@@ -164,10 +161,15 @@ def unresolved(factor: Factor) -> Array:
     operand = factor.operand
     if not factor.narrow or factor.nullspace is not None or not _has_entries(operand):
         return np.zeros(systems(operand), dtype=bool)
-    known = _unresolved.get(factor)
+    return _asked(_unresolved, factor, _left_over)
+
+
+def _asked(answers: "WeakKeyDictionary[Factor, Array]", factor: Factor, ask: Callable[[Factor], Array]) -> Array:
+    """What a factor answers, which it is asked once."""
+    known = answers.get(factor)
     if known is None:
         with np.errstate(all="ignore"):
-            known = _unresolved[factor] = _left_over(factor)
+            known = answers[factor] = ask(factor)
     return known
 
 

@@ -258,19 +258,6 @@ class Scheduler:
         self._order(worker, task, order)
         return order
 
-    def solve(
-        self,
-        ref: FactorRef,
-        rhs: Array,
-        trans: Trans,
-        controls: Controls,
-        context: CallContext,
-        *,
-        instead: Operand | None = None,
-    ) -> Solved:
-        """`solving`, on this thread."""
-        return finish(self.solving(ref, rhs, trans, controls, context, instead=instead), context)
-
     def solving(
         self,
         ref: FactorRef,
