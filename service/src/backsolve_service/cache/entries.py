@@ -6,6 +6,7 @@ Fields are written by `FactorCache` alone, under its lock; others read `pattern`
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, final
 
 from backsolve.errors import BacksolveError
@@ -42,6 +43,22 @@ class FactorHandle(Protocol):
 R = TypeVar("R", bound=FactorHandle)
 
 
+@final
+@dataclass(order=True, slots=True)
+class Offer:
+    """An entry that the eviction queue holds.
+
+    Attributes:
+        rank: the priority under which it does.
+        order: tells equal ranks apart.
+        entry: None: the offer was withdrawn.
+    """
+
+    rank: float
+    order: int
+    entry: "Entry | None" = field(compare=False)
+
+
 class Entry(ABC):
     """One thing that may be evicted, and what decides when.
 
@@ -53,7 +70,7 @@ class Entry(ABC):
         floor: the cache's inflation when it was last asked for (see `eviction.py`).
         released: its client said that it is done with it.
         live: it is in the cache.
-        offered: the priority under which the eviction queue holds it; None: not queued.
+        offered: by which the eviction queue holds it; None: not queued.
     """
 
     level: Level
@@ -66,7 +83,7 @@ class Entry(ABC):
         self.floor = 0.0
         self.released = False
         self.live = False
-        self.offered: float | None = None
+        self.offered: Offer | None = None
 
     @property
     @abstractmethod
@@ -182,6 +199,7 @@ class PatternEntry(Entry, Generic[R]):
         symbolics: by method (and whatever else tells them apart).
         failures: why a method cannot analyse it (structurally singular).
         matrices: by the digest of their values.
+        recurs: one of its matrices was asked for again after newer values had come.
         base: of updates, the matrix that they stand on.
         pins: calls and builds that use it now.
     """
@@ -206,6 +224,7 @@ class PatternEntry(Entry, Generic[R]):
         self.failures: dict[Hashable, BacksolveError] = {}
         self.matrices: dict[bytes, MatrixEntry[R]] = {}
         self.newest: MatrixEntry[R] | None = None
+        self.recurs = False
         self.base = base
         self.pins = 0
 

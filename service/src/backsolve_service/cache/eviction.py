@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import final
 
-from .entries import Entry
+from .entries import Entry, Offer
 
 _RELEASED = -1.0
 """Below every other priority."""
@@ -42,14 +42,15 @@ def reason(entry: Entry) -> str:
 class EvictionQueue:
     """Entries by priority. Not thread-safe: the cache's lock guards it.
 
-    An entry has at most one valid record. Records are corrected when they come up rather than
+    An entry has at most one valid offer. Offers are corrected when they come up rather than
     at each use, so that a hit costs no more than an addition. An entry that comes up while it
     is in use leaves the queue, and the cache offers it again when the use ends.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Entry]] = []
+        self._heap: list[Offer] = []
         self._order = count()
+        self._void = 0
         self.floor = 0.0
 
     def touch(self, entry: Entry) -> None:
@@ -61,9 +62,22 @@ class EvictionQueue:
     def offer(self, entry: Entry) -> None:
         """The entry may be evicted from now on, or sooner than it was thought."""
         rank = priority(entry)
-        if entry.offered is None or rank < entry.offered:
-            entry.offered = rank
-            heapq.heappush(self._heap, (rank, next(self._order), entry))
+        if entry.offered is None or rank < entry.offered.rank:
+            self.withdraw(entry)
+            entry.offered = Offer(rank, next(self._order), entry)
+            heapq.heappush(self._heap, entry.offered)
+
+    def withdraw(self, entry: Entry) -> None:
+        """The entry is no longer to be had here: nothing of it is kept."""
+        offer, entry.offered = entry.offered, None
+        if offer is None:
+            return
+        offer.entry = None
+        self._void += 1
+        if 2 * self._void > len(self._heap):
+            self._heap = [offer for offer in self._heap if offer.entry is not None]
+            heapq.heapify(self._heap)
+            self._void = 0
 
     def pop(self, wanted: Callable[[Entry], bool] = lambda _: True) -> Entry | None:
         """Take out the evictable entry of least priority among those wanted, and raise the floor to it."""
@@ -76,24 +90,20 @@ class EvictionQueue:
 
     def _first(self, wanted: Callable[[Entry], bool], passed: list[Entry]) -> Entry | None:
         while self._heap:
-            rank, _, entry = heapq.heappop(self._heap)
-            if entry.offered != rank:
-                continue  # a lower record took this one's place
+            offer = heapq.heappop(self._heap)
+            entry = offer.entry
+            if entry is None:
+                self._void -= 1
+                continue
             entry.offered = None
             if not entry.evictable:
                 continue
-            if priority(entry) > rank:
+            if priority(entry) > offer.rank:
                 self.offer(entry)
                 continue
             if not wanted(entry):
                 passed.append(entry)
                 continue
-            self.floor = max(self.floor, rank)
+            self.floor = max(self.floor, offer.rank)
             return entry
         return None
-
-    def clear(self) -> None:
-        """Forget every record."""
-        for _, _, entry in self._heap:
-            entry.offered = None
-        self._heap.clear()

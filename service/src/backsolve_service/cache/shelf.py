@@ -9,6 +9,7 @@ from backsolve.types import MatrixRef
 
 from ..engine.base import FactorSpec
 from ..observer import Level, Lookup, Observer
+from .bygones import Bygones
 from .entries import Entry, FactorEntry, MatrixEntry, PatternEntry, R
 from .eviction import EvictionQueue, priority, reason
 from .flight import Made
@@ -31,6 +32,7 @@ class Shelf(Generic[R]):
         self.unfreed: list[R] = []
         self.unmoved: list[tuple[R, bool]] = []
         self._queue = EvictionQueue()
+        self._bygones: Bygones[R] = Bygones(budget_bytes)
         self._patterns: dict[tuple[str, bytes], PatternEntry[R]] = {}
         self._pinned: set[MatrixEntry[R] | PatternEntry[R]] = set()
 
@@ -57,7 +59,8 @@ class Shelf(Generic[R]):
         self._queue.touch(entry)
         matrix = entry.matrix if isinstance(entry, FactorEntry) else entry
         if isinstance(matrix, MatrixEntry):
-            matrix.recurring = matrix.recurring or matrix.newer_came
+            if matrix.newer_came:
+                matrix.recurring = matrix.pattern.recurs = True
             self._queue.touch(matrix.pattern)
 
     def shelve_pattern(self, entry: PatternEntry[R]) -> PatternEntry[R]:
@@ -97,6 +100,8 @@ class Shelf(Generic[R]):
             self._take_in(entry)
         entry.pattern = pattern
         pattern.matrices[entry.ref.values] = entry
+        if self._bygones.returned(entry):
+            pattern.recurs = True
         self._supersede(pattern.newest)
         pattern.newest = entry
         return entry
@@ -254,6 +259,7 @@ class Shelf(Generic[R]):
         gone = [entry for matrix in matrices for entry in matrix.factors.values() if lost(entry.ref)]
         for entry in gone:
             entry.live = False
+            self._queue.withdraw(entry)
             del entry.matrix.factors[entry.spec]
             self._part(entry)
             self.ledger.remove(entry.level, entry.nbytes, entry.device_nbytes)
@@ -271,6 +277,7 @@ class Shelf(Generic[R]):
     def _drop(self, entry: Entry) -> None:
         """Take out an entry that nothing depends on; what it depended on may be next."""
         entry.live = False
+        self._queue.withdraw(entry)
         if isinstance(entry, FactorEntry):
             del entry.matrix.factors[entry.spec]
             self._part(entry)
@@ -278,6 +285,7 @@ class Shelf(Generic[R]):
             self._queue.offer(entry.matrix)
         elif isinstance(entry, MatrixEntry):
             del entry.pattern.matrices[entry.ref.values]
+            self._bygones.remove(entry)
             if entry.pattern.newest is entry:
                 entry.pattern.newest = None
             self._queue.offer(entry.pattern)
@@ -311,6 +319,20 @@ class Shelf(Generic[R]):
             entry.newer_came = True
             for each in (entry, *entry.factors.values()):
                 self._queue.offer(each)
+            self._bygones.add(entry)
+            self._drop_bygones()
+
+    def _drop_bygones(self) -> None:
+        """Drop matrices of steps that are over, beyond what may be kept of them."""
+        for entry in self._bygones.due():
+            for each in (*entry.factors.values(), entry):
+                if each.evictable:
+                    self.ledger.evicted(reason(each))
+                    self._drop(each)
+            if entry.live:
+                self._bygones.add(entry)
+            else:
+                self._bygones.went(entry)
 
     def _busy_bytes(self) -> int:
         """Bytes that cannot be evicted now, reservations among them."""
