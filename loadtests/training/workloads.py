@@ -101,9 +101,9 @@ WORKLOADS = (
     Workload("new values, n = 1e5", new_values(316), 0.45, rounds=7),
     Workload("new values, n = 1e4", new_values(100), 0.60, rounds=15),
     Workload("dense, n = 100", dense(100), None, 2.5, rounds=60),
-    Workload("dense, n = 500", dense(500), 2.5, rounds=25),
+    Workload("dense, n = 500", dense(500), 2.5, rounds=60),
     Workload("dense, n = 2000", dense(2000), 1.8, rounds=7),
-    Workload("64 dense, n = 100", batch(64, 100), 2.0, rounds=15),
+    Workload("64 dense, n = 100", batch(64, 100), 2.0, rounds=40),
 )
 
 

@@ -5,6 +5,7 @@ from typing import Final, TypeVar, final
 
 from .types import MatrixRef
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 _REMEMBERED: Final = 1024
@@ -28,7 +29,7 @@ class News:
 
     def missed(self, ref: MatrixRef) -> None:
         """The server had the pattern, and not the values."""
-        _note(self._changing, ref.pattern)
+        note(self._changing, ref.pattern, None)
 
     def unfounded(self, ref: MatrixRef) -> None:
         """They need not have been sent, or could not be."""
@@ -36,11 +37,12 @@ class News:
 
     def answered(self, ref: MatrixRef) -> None:
         """The server has it."""
-        _note(self._known, ref)
+        note(self._known, ref, None)
 
 
-def _note(table: OrderedDict[T, None], key: T) -> None:
-    table[key] = None
+def note(table: OrderedDict[K, T], key: K, value: T) -> None:
+    """Enter something in a table that forgets what was entered first."""
+    table[key] = value
     while len(table) > _REMEMBERED:
         try:
             table.popitem(last=False)

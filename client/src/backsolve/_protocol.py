@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, final
 
 from ._fleet import Fleet, Replica
+from ._surmise import Name, Surmises
 from ._transports.base import Call, InfoCall, JvpCall, PutCall, SolveCall, SolveReply, StatsCall, VjpCall
 from .canonical import PatternMemo
 from .config import Endpoint
@@ -110,6 +111,7 @@ class Exchange:
         self._allowance = allowance or Allowance()
         self.fleet = Fleet(endpoints, self._allowance.clock, self._allowance.chance)
         self.memo = PatternMemo()
+        self._surmises = Surmises()
         self.uploads = 0
         self._met_before = False
 
@@ -153,6 +155,11 @@ class Exchange:
             states.append(ReplicaState(replica.endpoint.url, *counts, stats))
         return tuple(states)
 
+    def name(self, matrix: Matrix, kind: str) -> Name:
+        """By which digests a call of this kind names its matrix."""
+        overlaps = any(each.carrier is not None and each.carrier.overlaps for each in self.fleet.members)
+        return self._surmises.name(matrix, kind, surmising=overlaps)
+
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.
 
@@ -164,7 +171,33 @@ class Exchange:
         """
         budget = self._budget(timeout)
         key = (call.ref if matrix.base is None else matrix.base.ref).route_key.encode()
+        if call.meanwhile is not None:
+            reply = yield from self._surmised(matrix, call, key, budget)
+            if reply is not None:
+                return reply
+            call = replace(call, ref=matrix.ref, meanwhile=None)
         return (yield from self._somewhere(key, lambda to: self._deliver(matrix, call, budget, to), budget))
+
+    def _surmised(
+        self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, key: bytes, budget: Budget
+    ) -> Steps[Any | None]:
+        """Make a call whose digests are surmised; None: they are others, or the matrix has to be sent.
+
+        Raises:
+            BacksolveError: they are right, and the call has failed.
+        """
+        assert call.meanwhile is not None
+        reply = None
+        try:
+            reply = yield from self._somewhere(key, lambda to: _persist(call, budget, to), budget)
+        except (NeedMatrixError, NeedValuesError):
+            pass
+        except BacksolveError:
+            call.meanwhile()
+            if matrix.ref == call.ref:
+                raise
+        call.meanwhile()
+        return reply if matrix.ref == call.ref else None
 
     def _somewhere(self, key: bytes | None, attempt: Callable[[Replica], Steps[T]], budget: Budget) -> Steps[T]:
         """Make attempts at one replica after the other, with a pause when none is left, until one succeeds.

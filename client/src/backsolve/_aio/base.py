@@ -24,6 +24,11 @@ class AsyncTransport(ABC):
             BacksolveError: what the other side raised, or `UnreachableError` when there is none.
         """
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether what a call has to do meanwhile is done while the reply is awaited."""
+        return False
+
     async def empty(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
         """An array, not initialised; one that is sent without a copy, where the transport has such memory."""
         return np.empty(shape, dtype)

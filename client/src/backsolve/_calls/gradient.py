@@ -15,7 +15,7 @@ from ..options import SolveOptions, make_options
 from ..pattern import check_square
 from ..quality import Quality, quality
 from ..types import Array, Gradients, Options, Solution, Want
-from .operands import Terms, alike, check_fits, check_type, common, timed_ref
+from .operands import Terms, alike, check_fits, check_type, common
 from .solve import answered, solution
 
 _ADJOINT = "adjoint solve (backward)"
@@ -106,8 +106,9 @@ def adjoint(
         matrix.is_vector(cotangent, of_columns=True)
     else:
         check_fits(matrix, cotangent, "the cotangent")
-    ref, hashed = timed_ref(matrix)
-    call = VjpCall(ref, options, np.ascontiguousarray(cotangent), want, alike(x, cotangent, "x"))
+    name = exchange.name(matrix, "vjp")
+    forward = alike(x, cotangent, "x")
+    call = VjpCall(name.ref, options, np.ascontiguousarray(cotangent), want, forward, name.meanwhile)
     try:
         reply: VjpReply = yield from exchange.deliver(matrix, call, terms.timeout)
     except SolveError as error:
@@ -117,7 +118,7 @@ def adjoint(
         values = np.full(matrix.parameters_shape, np.nan, matrix.dtype) if "values" in want else None
         return Gradients(blank.x if "b" in want else None, values, blank.stats)
     lam = np.zeros(0, matrix.dtype) if reply.b is None else reply.b
-    settled = yield from settle(solution(SolveReply(lam, reply.certificate), hashed), terms.on_failure, _ADJOINT)
+    settled = yield from settle(solution(SolveReply(lam, reply.certificate), name.seconds), terms.on_failure, _ADJOINT)
     return Gradients(None if reply.b is None else settled.x, reply.values, settled.stats)
 
 
@@ -149,9 +150,9 @@ def tangent(exchange: Exchange, matrix: Matrix, rhs: Array, terms: Terms, option
     """Solve `op(A) dx = rhs`, where `rhs = db - op(dA) x` was formed by the caller."""
     check_choice(terms.on_failure)
     check_fits(matrix, rhs, "the tangent")
-    ref, hashed = timed_ref(matrix)
-    call = JvpCall(ref, options, None, np.ascontiguousarray(rhs), None)
-    return (yield from answered(exchange, matrix, call, hashed, rhs, terms, "tangent solve"))
+    name = exchange.name(matrix, "jvp")
+    call = JvpCall(name.ref, options, None, np.ascontiguousarray(rhs), None, name.meanwhile)
+    return (yield from answered(exchange, matrix, call, name, rhs, terms, "tangent solve"))
 
 
 def check_tangents(A_tangent: Any, b_tangent: Any) -> None:

@@ -15,7 +15,7 @@ from ..options import SolveOptions, least_squares_options
 from ..pattern import check_general
 from ..types import Array, Gradients, Options, Solution
 from .gradient import adjoint, check_tangents
-from .operands import Terms, check_type, common, timed_ref
+from .operands import Terms, check_type, common
 from .solve import answered
 
 
@@ -34,9 +34,9 @@ def lstsq_matrix(exchange: Exchange, matrix: Matrix, rhs: Array, terms: Terms, o
     check_type(matrix, rhs, "b")
     vector = matrix.is_vector(rhs)
     shape = (*matrix.systems_shape, matrix.n, *(() if vector else rhs.shape[-1:]))
-    ref, hashed = timed_ref(matrix)
-    call = SolveCall(ref, options, np.ascontiguousarray(rhs), answer_shape=shape)
-    return (yield from answered(exchange, matrix, call, hashed, np.empty(shape, rhs.dtype), terms, "solve"))
+    name = exchange.name(matrix, "lstsq")
+    call = SolveCall(name.ref, options, np.ascontiguousarray(rhs), answer_shape=shape, meanwhile=name.meanwhile)
+    return (yield from answered(exchange, matrix, call, name, np.empty(shape, rhs.dtype), terms, "solve"))
 
 
 def normal_matrix(

@@ -1,7 +1,6 @@
 """What callers hand in, made fit to be sent: A in canonical form, arrays of its type and shape, the digests."""
 
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, final
 
 import numpy as np
@@ -11,7 +10,7 @@ from ..errors import InvalidDtypeError, InvalidShapeError
 from ..matrix import Matrix
 from ..pattern import check_square
 from ..retry import UNSET, Timeout
-from ..types import DTYPES, Array, MatrixRef, OnFailure, Storage
+from ..types import DTYPES, Array, OnFailure, Storage
 
 
 @final
@@ -51,15 +50,6 @@ def common(
     wanted = own if len(types) == 1 else np.result_type(*types)
     cast = tuple(None if v is None else np.asarray(v, dtype=wanted) for v in given.values())
     return canonicalise(a, wanted, memo, storage), cast
-
-
-def timed_ref(matrix: Matrix) -> tuple[MatrixRef, float]:
-    """The digests of a matrix, and the seconds that taking them cost now."""
-    if matrix.hashed:
-        return matrix.ref, 0.0
-    started = perf_counter()
-    ref = matrix.ref
-    return ref, perf_counter() - started
 
 
 def check_fits(matrix: Matrix, array: Array, what: str) -> None:

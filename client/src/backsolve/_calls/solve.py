@@ -7,13 +7,14 @@ import numpy as np
 
 from .._failure import check_choice, settle, without_answer
 from .._protocol import Exchange, Steps
+from .._surmise import Name
 from .._transports.base import JvpCall, SolveCall, SolveReply
 from ..canonical import as_array
 from ..errors import InvalidDtypeError, InvalidOptionError, SolveError
 from ..matrix import Matrix
 from ..options import SolveOptions, check_trans, make_options
 from ..types import Array, Certificate, Options, Solution
-from .operands import Terms, alike, check_fits, common, timed_ref
+from .operands import Terms, alike, check_fits, common
 
 
 def solve(exchange: Exchange, A: Any, b: Any, x0: Any, terms: Terms, options: SolveOptions) -> Steps[Solution]:
@@ -30,16 +31,16 @@ def solve_matrix(
     """`Client.solve_matrix`."""
     check_choice(terms.on_failure)
     check_fits(matrix, rhs, "b")
-    ref, hashed = timed_ref(matrix)
-    call = SolveCall(ref, options, np.ascontiguousarray(rhs), alike(x0, rhs, "x0"))
-    return (yield from answered(exchange, matrix, call, hashed, rhs, terms, "solve"))
+    name = exchange.name(matrix, "solve")
+    call = SolveCall(name.ref, options, np.ascontiguousarray(rhs), alike(x0, rhs, "x0"), meanwhile=name.meanwhile)
+    return (yield from answered(exchange, matrix, call, name, rhs, terms, "solve"))
 
 
 def answered(
     exchange: Exchange,
     matrix: Matrix,
     call: SolveCall | JvpCall,
-    hashed: float,
+    name: Name,
     like: Array,
     terms: Terms,
     what: str,
@@ -48,7 +49,7 @@ def answered(
 
     Args:
         exchange, matrix, call: what is delivered.
-        hashed: seconds that the digests cost.
+        name: of the matrix in the call.
         like: shaped like x.
         terms: the caller's.
         what: named in the texts of errors and warnings.
@@ -59,7 +60,7 @@ def answered(
         if terms.on_failure == "raise":
             raise
         return (yield from without_answer(error, like, call.options.method, terms.on_failure, what))
-    return (yield from settle(solution(reply, hashed), terms.on_failure, what))
+    return (yield from settle(solution(reply, name.seconds), terms.on_failure, what))
 
 
 def solution(reply: SolveReply, hashed: float) -> Solution:

@@ -4,7 +4,7 @@ The data plane of the service takes the same calls, so a transport only carries 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,9 @@ import numpy as np
 
 from ..matrix import Matrix
 from ..types import Array, Certificate, Holding, MatrixRef, Options, ServerInfo, Want
+
+Meanwhile = Callable[[], None]
+"""What this side has to do during a call in any case, and can do while it waits for the reply; once or more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class SolveCall:
         answer_shape: of x, where it is not that of `rhs` (least squares); known to both ends, not sent.
         values: those of A, on the pattern that is held under `ref.pattern`: they are kept before the
             solve, and spare an upload of their own. None: they are held already.
+        meanwhile: never sent; done by transports that overlap, and by the client itself if it was not.
     """
 
     ref: MatrixRef
@@ -35,6 +39,7 @@ class SolveCall:
     x0: Array | None = None
     answer_shape: tuple[int, ...] | None = None
     values: Array | None = None
+    meanwhile: Meanwhile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class VjpCall:
         want: which gradients to form. The client asks for "b" alone and forms the gradient
             of the values from λ itself; "values" is for callers that cannot.
         x: the forward answer, needed for "values" only.
+        meanwhile: as of a solve.
     """
 
     ref: MatrixRef
@@ -64,6 +70,7 @@ class VjpCall:
     cotangent: Array
     want: tuple[Want, ...] = ("b",)
     x: Array | None = None
+    meanwhile: Meanwhile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class JvpCall:
         x: the forward answer; needed with `values_tangent` only.
         b_tangent: shaped like `b`.
         values_tangent: shaped like A's values.
+        meanwhile: as of a solve.
     """
 
     ref: MatrixRef
@@ -90,6 +98,7 @@ class JvpCall:
     x: Array | None
     b_tangent: Array | None
     values_tangent: Array | None
+    meanwhile: Meanwhile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,11 @@ class Transport(ABC):
     Every method raises a class of `backsolve.errors`: what the other side raised, or
     `UnreachableError` when there is none. `timeout` is in seconds; None waits for ever.
     """
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether what a call has to do meanwhile is done while the reply is awaited."""
+        return False
 
     @abstractmethod
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:

@@ -19,6 +19,7 @@ from .._fork import renew_after_fork
 from .._rest.body import Body
 from ..config import Endpoint
 from ..errors import CancelledError, DeadlineError, UnreachableError
+from .base import Meanwhile
 from .recall import recalled_by
 from .reply import BrokenReplyError, HttpReply, NoReplyError, read_reply, seconds_left
 
@@ -68,7 +69,9 @@ class ConnectionPool:
         self._closed = False
         renew_after_fork(self, ConnectionPool._renew)
 
-    def exchange(self, method: str, head: bytes, body: Body, timeout: float | None) -> HttpReply:
+    def exchange(
+        self, method: str, head: bytes, body: Body, timeout: float | None, meanwhile: Meanwhile | None = None
+    ) -> HttpReply:
         """Send one request and read its whole reply; over a connection that turns out to be dead, once more.
 
         Args:
@@ -76,6 +79,7 @@ class ConnectionPool:
             head: request line and headers, complete with the empty line.
             body: may be empty.
             timeout: seconds for all of it, or None.
+            meanwhile: done once the request is sent.
 
         Raises:
             DeadlineError: the time is over.
@@ -85,11 +89,11 @@ class ConnectionPool:
         parts = (memoryview(head), *body.parts)
         if (connection := self._take()) is not None:
             try:
-                return self._attempt(connection, method, parts, deadline)
+                return self._attempt(connection, method, parts, deadline, meanwhile)
             except StaleError:
                 pass  # it was closed while it lay idle: repeat on a fresh one, every call is idempotent
         try:
-            return self._attempt(self._connect(deadline), method, parts, deadline)
+            return self._attempt(self._connect(deadline), method, parts, deadline, meanwhile)
         except StaleError as err:
             raise unanswered(self._endpoint) from err.__cause__
 
@@ -147,11 +151,16 @@ class ConnectionPool:
         return connection
 
     def _attempt(
-        self, connection: http.client.HTTPConnection, method: str, parts: tuple[memoryview, ...], deadline: float | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        parts: tuple[memoryview, ...],
+        deadline: float | None,
+        meanwhile: Meanwhile | None,
     ) -> HttpReply:
         recalled_by(partial(_cut, connection.sock))
         try:
-            reply, keep = _exchange(connection.sock, method, parts, deadline)
+            reply, keep = _exchange(connection.sock, method, parts, deadline, meanwhile)
         except TimeoutError:
             connection.close()
             raise out_of_time() from None
@@ -194,13 +203,17 @@ def out_of_time() -> DeadlineError:
     return DeadlineError("no answer before the deadline: raise timeout=, or try again later")
 
 
-def _exchange(sock: Any, method: str, parts: tuple[memoryview, ...], deadline: float | None) -> tuple[HttpReply, bool]:
+def _exchange(
+    sock: Any, method: str, parts: tuple[memoryview, ...], deadline: float | None, meanwhile: Meanwhile | None
+) -> tuple[HttpReply, bool]:
     """One request and its reply; the flag tells whether the connection may be used again."""
     broken: OSError | None = None
     try:
         _send(sock, parts, deadline)
     except (BrokenPipeError, ConnectionResetError) as err:
         broken = err  # a server that refuses early may have said why before it closed
+    if meanwhile is not None:
+        meanwhile()
     try:
         reply, keep = read_reply(sock, method, deadline)
     except NoReplyError as err:

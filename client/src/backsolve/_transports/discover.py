@@ -101,6 +101,11 @@ class DiscoveringTransport(Transport):
         found.close()
         return HttpTransport(url, token=self._endpoint.token, shared=shared)
 
+    @property
+    def overlaps(self) -> bool:
+        """As the transport that is used."""
+        return self._chosen is not None and self._chosen.overlaps
+
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """Solve."""
         return self.chosen(timeout).solve(call, timeout)

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -34,6 +35,7 @@ from .base import (
     Call,
     InfoCall,
     JvpCall,
+    Meanwhile,
     PutCall,
     SolveCall,
     SolveReply,
@@ -331,6 +333,11 @@ class HttpTransport(Transport):
         self._pool = ConnectionPool(endpoint, tls_context(endpoint))
 
     @property
+    def overlaps(self) -> bool:
+        """It does."""
+        return True
+
+    @property
     def sent(self) -> int:
         """Bytes of request bodies sent so far."""
         return self._calls.sent
@@ -347,15 +354,15 @@ class HttpTransport(Transport):
 
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """POST /v1/solve."""
-        return drive(self._calls.solve(call, timeout), self._send)
+        return drive(self._calls.solve(call, timeout), self._overlapping(call.meanwhile))
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
         """POST /v1/vjp."""
-        return drive(self._calls.vjp(call, timeout), self._send)
+        return drive(self._calls.vjp(call, timeout), self._overlapping(call.meanwhile))
 
     def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
         """POST /v1/jvp."""
-        return drive(self._calls.jvp(call, timeout), self._send)
+        return drive(self._calls.jvp(call, timeout), self._overlapping(call.meanwhile))
 
     def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
         """PUT /v1/matrices/{ref}."""
@@ -388,8 +395,11 @@ class HttpTransport(Transport):
         if self._shared is not None:
             self._shared.close()
 
-    def _send(self, request: HttpRequest) -> HttpReply:
-        return self._pool.exchange(request.method, request.head, request.body, request.timeout)
+    def _send(self, request: HttpRequest, meanwhile: Meanwhile | None = None) -> HttpReply:
+        return self._pool.exchange(request.method, request.head, request.body, request.timeout, meanwhile)
+
+    def _overlapping(self, meanwhile: Meanwhile | None) -> Callable[[HttpRequest], HttpReply]:
+        return self._send if meanwhile is None else partial(self._send, meanwhile=meanwhile)
 
 
 def _fixed_headers(host: str, token: str | None) -> str:

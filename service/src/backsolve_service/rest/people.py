@@ -208,7 +208,8 @@ def read_jvp(body: NDArray[np.uint8], base_of: BaseOf) -> tuple[JvpCall, PutCall
     names = ("x", "b_tangent", "values_tangent")
     document, dtype, put = _start(body, names, base_of)
     options = options_from_json(document.get("options"))
-    return JvpCall(document["ref"], options, *(_optional(document, name, dtype) for name in names)), put
+    x, b_tangent, values_tangent = (_optional(document, name, dtype) for name in names)
+    return JvpCall(document["ref"], options, x, b_tangent, values_tangent), put
 
 
 def write_solve(reply: SolveReply, ref: MatrixRef) -> bytes:
