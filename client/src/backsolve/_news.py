@@ -27,6 +27,10 @@ class News:
         """Whether the values are better sent with the call than asked for."""
         return ref.pattern in self._changing and ref not in self._known
 
+    def changing(self, pattern: bytes) -> bool:
+        """Whether the values on a pattern were new the last time."""
+        return pattern in self._changing
+
     def missed(self, ref: MatrixRef) -> None:
         """The server had the pattern, and not the values."""
         note(self._changing, ref.pattern, None)

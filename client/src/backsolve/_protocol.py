@@ -7,6 +7,7 @@ blocks, `_aio.session.AsyncSession` awaits them.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar, final
 
 from ._fleet import Fleet, Replica
@@ -157,8 +158,12 @@ class Exchange:
 
     def name(self, matrix: Matrix, kind: str) -> Name:
         """By which digests a call of this kind names its matrix."""
-        overlaps = any(each.carrier is not None and each.carrier.overlaps for each in self.fleet.members)
-        return self._surmises.name(matrix, kind, surmising=overlaps)
+        members = self.fleet.members
+        if not any(each.carrier is not None and each.carrier.overlaps for each in members):
+            return Name(matrix)
+        return self._surmises.name(
+            matrix, kind, lambda pattern: kind == "solve" and any(each.news.changing(pattern) for each in members)
+        )
 
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.
@@ -172,7 +177,11 @@ class Exchange:
         budget = self._budget(timeout)
         key = (call.ref if matrix.base is None else matrix.base.ref).route_key.encode()
         if call.meanwhile is not None:
-            reply = yield from self._surmised(matrix, call, key, budget)
+            if isinstance(call, SolveCall) and call.ref.is_unnamed:
+                bring = partial(self._bring_unnamed, matrix, call, budget)
+                reply = yield from self._somewhere(key, bring, budget)
+            else:
+                reply = yield from self._surmised(matrix, call, key, budget)
             if reply is not None:
                 return reply
             call = replace(call, ref=matrix.ref, meanwhile=None)
@@ -278,6 +287,30 @@ class Exchange:
         if reply.certificate.factor_hit and matrix.base is None:
             to.news.unfounded(call.ref)  # somebody else had sent them; of an update it says nothing but of S
         to.news.answered(call.ref)
+        return reply
+
+    def _bring_unnamed(self, matrix: Matrix, call: SolveCall, budget: Budget, to: Replica) -> Steps[SolveReply | None]:
+        """Solve with values that come along and that nobody has hashed yet; None: it takes another way.
+
+        Both sides hash them at the same time. Where they do not agree, A was written to meanwhile or spoilt under way:
+        the way on which the digests go first finds out.
+        """
+        assert call.meanwhile is not None
+        if not to.news.changing(call.ref.pattern):
+            return None
+        self._met_before = True
+        self._sent(to)
+        try:
+            reply: SolveReply = yield from _persist(replace(call, values=matrix.values), budget, to)
+        except (NeedMatrixError, NeedValuesError, PayloadTooLargeError, DigestMismatchError):
+            to.news.unfounded(call.ref)  # as above, or a server that takes no unnamed values
+            return None
+        call.meanwhile()
+        if reply.ref != matrix.ref:
+            return None
+        if reply.certificate.factor_hit:
+            to.news.unfounded(matrix.ref)
+        to.news.answered(matrix.ref)
         return reply
 
     def _budget(self, timeout: Timeout) -> Budget:

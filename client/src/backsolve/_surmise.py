@@ -29,7 +29,7 @@ class Name:
 
     Args:
         matrix: what is named.
-        surmised: what they are taken for until they are known; None: they are taken before the call.
+        surmised: what the call says until they are known; None: they are taken before it.
         learn: is told what they are, if they had to be taken for this call.
 
     Attributes:
@@ -76,13 +76,13 @@ class Surmises:
         self._found: OrderedDict[_Place, MatrixRef] = OrderedDict()
         self._right: OrderedDict[tuple[bytes, str], bool] = OrderedDict()
 
-    def name(self, matrix: Matrix, kind: str, *, surmising: bool) -> Name:
-        """The name of a matrix in one call.
+    def name(self, matrix: Matrix, kind: str, expects_new: Callable[[bytes], bool]) -> Name:
+        """The name of a matrix in one call, whose digests are taken meanwhile if they can be.
 
         Args:
             matrix: what is named.
             kind: of the call.
-            surmising: whether there is anything to be gained by it.
+            expects_new: whether values on a pattern will be new to the server, so that they are sent in any case.
         """
         if matrix.hashed or matrix.base is not None or matrix.values.nbytes < _LEAST_BYTES:
             return Name(matrix)
@@ -94,4 +94,7 @@ class Surmises:
             note(self._right, (pattern, kind), before == ref)
             note(self._found, place, ref)
 
-        return Name(matrix, before if surmising and self._right.get((pattern, kind)) else None, learn)
+        surmised = before if self._right.get((pattern, kind)) else None
+        if surmised is None and expects_new(pattern):
+            surmised = MatrixRef.unnamed(pattern)
+        return Name(matrix, surmised, learn)

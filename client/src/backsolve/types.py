@@ -255,6 +255,9 @@ class Options:
     condition: bool | None = None
 
 
+_UNNAMED = bytes(DIGEST_BYTES)
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixRef:
     """The identity of a matrix: BLAKE3-256 of its pattern and of its values.
@@ -268,6 +271,16 @@ class MatrixRef:
     pattern: bytes
     values: bytes
     route: bytes = field(default=b"", compare=False, repr=False)
+
+    @classmethod
+    def unnamed(cls, pattern: bytes) -> "MatrixRef":
+        """Of values that a call brings and that nobody has hashed yet: whoever receives them does."""
+        return cls(pattern, _UNNAMED)
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether the digest of the values is still to be found out."""
+        return self.values == _UNNAMED
 
     @property
     def route_key(self) -> str:

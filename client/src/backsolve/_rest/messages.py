@@ -7,7 +7,7 @@ jvp     x, b_tangent, values_tangent     matrix, options
 put     values, indptr, indices          layout, shape, storage, kind, dims, base, values_only
 
 reply   tensors                          document
-solve   x, elements.*                    certificate
+solve   x, elements.*                    certificate, matrix (of values that were brought)
 vjp     b, values, elements.*            certificate
 """
 
@@ -139,13 +139,17 @@ def read_put(message: Message, base: Matrix | None = None) -> tuple[AnyPattern |
 def solve_reply_body(reply: SolveReply) -> Body:
     """The reply to `/v1/solve` and `/v1/jvp`."""
     tensors = {"x": reply.x, **elements_to_tensors(reply.certificate)}
-    return encode(tensors, {"certificate": certificate_to_json(reply.certificate, elements=False)})
+    document: dict[str, Any] = {"certificate": certificate_to_json(reply.certificate, elements=False)}
+    if reply.ref is not None:
+        document["matrix"] = reply.ref.key
+    return encode(tensors, document)
 
 
 def read_solve_reply(message: Message) -> SolveReply:
     """Read the reply to `/v1/solve` and `/v1/jvp`."""
     certificate = certificate_from_json(message.document.get("certificate"), message.tensors)
-    return SolveReply(_needed(message.tensors, "x"), certificate)
+    key = message.document.get("matrix")
+    return SolveReply(_needed(message.tensors, "x"), certificate, None if key is None else ref_from_key(key))
 
 
 def vjp_reply_body(reply: VjpReply) -> Body:

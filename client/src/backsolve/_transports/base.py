@@ -29,7 +29,7 @@ class SolveCall:
         x0: first iterate, shaped like `rhs`.
         answer_shape: of x, where it is not that of `rhs` (least squares); known to both ends, not sent.
         values: those of A, on the pattern that is held under `ref.pattern`: they are kept before the
-            solve, and spare an upload of their own. None: they are held already.
+            solve, and spare an upload of their own. None: they are held already. With them `ref` may be unnamed.
         meanwhile: never sent; done by transports that overlap, and by the client itself if it was not.
     """
 
@@ -44,10 +44,15 @@ class SolveCall:
 
 @dataclass(frozen=True, slots=True)
 class SolveReply:
-    """`x`, shaped like the right-hand side, and its certificate."""
+    """`x`, shaped like the right-hand side, and its certificate.
+
+    Attributes:
+        ref: of values that came with the call, as the digests were computed there.
+    """
 
     x: Array
     certificate: Certificate
+    ref: MatrixRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,6 +298,8 @@ class RestCalls:
 
     def _remember(self, ref: MatrixRef) -> None:
         """Note that the server has accepted this matrix; dict operations are atomic, so no lock is held."""
+        if ref.is_unnamed:
+            return
         self._accepted[ref] = None
         while len(self._accepted) > _REMEMBERED:
             self._accepted.popitem(last=False)

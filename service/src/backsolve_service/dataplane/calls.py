@@ -77,9 +77,8 @@ class Calls:
 
     def solve(self, call: SolveCall, context: CallContext) -> Steps[SolveReply]:
         """Solve `op(A) x = b`."""
-        if call.values is not None:
-            self._keep(call.ref, call.values, context)
-        entry = self._entry(call.ref, context)
+        brought = None if call.values is None else self._keep(call.ref, call.values, context)
+        entry = self._entry(brought or call.ref, context)
         with Counted(self._telemetry, "solves"), self._cache.pin(entry) as held:
             rhs = columns(held.operand.matrix, call.rhs, "b")
             x0 = (
@@ -91,7 +90,7 @@ class Calls:
         # Of least squares x has another number of rows than b.
         rows = rhs.ndim - 2
         shape = (*call.rhs.shape[:rows], held.operand.n, *call.rhs.shape[rows + 1 :])
-        return SolveReply(x.reshape(shape), certificate)
+        return SolveReply(x.reshape(shape), certificate, brought)
 
     def vjp(self, call: VjpCall, context: CallContext) -> Steps[VjpReply]:
         """One adjoint solve; the gradient of the values if it is wanted from here."""
@@ -237,15 +236,19 @@ class Calls:
         self._telemetry.count("need_matrix")
         raise NeedMatrixError("S, on which the update stands, is not held here: send it first", base=ref.key)
 
-    def _keep(self, ref: MatrixRef, values: Array, context: CallContext) -> None:
-        """Take the values that a call brings for a pattern that is held."""
+    def _keep(self, ref: MatrixRef, values: Array, context: CallContext) -> MatrixRef:
+        """Take the values that a call brings for a pattern that is held, and give back their digests.
+
+        Raises:
+            NeedMatrixError: it is not held.
+        """
         check_ref(ref)
         pattern = self._cache.pattern(context.tenant, ref.pattern)
         if pattern is None:
             self.refuse_missing(ref, Holding.ABSENT)
-            return
+            raise NeedMatrixError("this matrix is not held here: send it")
         base = None if pattern.base is None else pattern.base.operand.matrix.named(pattern.base.ref)
-        self.put(PutCall(ref, Matrix(pattern.pattern, values, base), values_only=True), context)
+        return self.put(PutCall(ref, Matrix(pattern.pattern, values, base), values_only=True), context)
 
     def refuse_missing(self, ref: MatrixRef, holding: Holding, *, brought: bool = False) -> None:
         """Say what of a matrix has to be sent, if anything; nothing of its values, if they are `brought` anyway.

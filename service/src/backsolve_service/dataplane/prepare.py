@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from backsolve.errors import (
+    BacksolveError,
     DeviceOutOfMemoryError,
     InvalidOptionError,
     MemoryBudgetError,
@@ -137,8 +138,14 @@ class Preparer:
         """The factor that `prepare` would find without building or waiting; None: it might have to."""
         if options.reuse is not None or options.recycle is not None or entry.pattern.base is not None:
             return None  # the bytes of an update's factor do not tell what a solve with S costs
-        choice = entry.choices.get((options, has_x0))
-        held = None if choice is None else entry.factors.get(choice.spec)
+        if not entry.factors:
+            return None
+        try:
+            # The first adjoint solve finds no choice that was made for it, and yet its factor.
+            choice = self._choose(entry, options, has_x0=has_x0)
+        except BacksolveError:
+            return None  # `prepare` will say what is wrong
+        held = entry.factors.get(choice.spec)
         return None if held is None or held.away else held.ref
 
     def substitute(self, entry: MatrixEntry[FactorRef], choice: Choice, context: CallContext) -> Prepared:

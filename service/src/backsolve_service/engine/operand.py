@@ -124,6 +124,10 @@ class Operand:
     @lazy
     def finite(self) -> bool:
         """Whether every value is a finite number."""
+        listed = self.base is None and not isinstance(self.pattern, StructuredPattern)
+        # Norms are asked for in any case, and neither NaN nor infinity gets lost in a sum of magnitudes.
+        if listed and (self.norm_table < _MAX).all():
+            return True
         return bool(np.isfinite(self.values).all())
 
     @property
