@@ -69,10 +69,9 @@ def test_an_unchanged_matrix_is_named_before_it_is_hashed_and_costs_no_more_solv
         check(remote, a, rng)
     assert all(surmised(remote, a, kind) for kind in ("solve", "vjp", "jvp"))
     before = remote.stats()
-    solution = remote.solve(a, np.ones(N))
+    remote.solve(a, np.ones(N))
     check(remote, a, rng)
     after = remote.stats()
-    assert solution.stats.seconds.hash > 0, "it was hashed all the same"
     grown = {name: after[name] - before[name] for name in ("solves", "adjoint_solves", "uploads", "factorizations")}
     assert grown == {"solves": 2, "adjoint_solves": 1, "uploads": 0, "factorizations": 0}
 
