@@ -6,11 +6,12 @@ from typing import final
 import numpy as np
 
 from backsolve import Client
+from loadtests.placed import cores
 from loadtests.target import Target
 from scripts.local_server import LocalServer
 
 from .lean import Generator, Load, Rate, prepare
-from .part import Asked, Found, cores, server_on
+from .part import Asked, Found, server_on
 from .rate import CALLERS, NAMES, matrix
 
 ROWS = 2000

@@ -1,11 +1,11 @@
 """What a part of the measurement is told, and what it finds."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from loadtests.placed import started_on
 from loadtests.target import Target
 from scripts.local_server import LocalServer
 
@@ -54,20 +54,9 @@ class Found:
 def server_on(
     core: int | None, settings: Mapping[str, str], command: Sequence[str] | None = None
 ) -> Iterator[LocalServer]:
-    """A server that may use one core alone, or any: what is started takes over where its starter may run."""
+    """A server that may use one core alone, or any."""
     server = LocalServer({"BACKSOLVE_LOG_LEVEL": "warning", "OMP_NUM_THREADS": "1", **settings}, command)
     with ExitStack() as stack:
-        before = os.sched_getaffinity(0)
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-        try:
+        with started_on(core):
             stack.enter_context(server)
-        finally:
-            os.sched_setaffinity(0, before)
         yield server
-
-
-def cores() -> tuple[int, int]:
-    """A core for the server, and another one for what calls it; the same one where there is no other."""
-    usable = sorted(os.sched_getaffinity(0))
-    return usable[0], usable[-1]

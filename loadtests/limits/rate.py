@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtests.placed import cores
 from loadtests.served.watch import cpu_seconds
 from loadtests.target import Target
 from scripts.local_server import LocalServer
 
 from .lean import Generator, Load, Rate, prepare
-from .part import Asked, Found, cores, server_on
+from .part import Asked, Found, server_on
 from .profiled import summary
 
 ROWS = 100

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backsolve import Client
+from loadtests.placed import cores
 from loadtests.served.watch import Slope, resident_bytes, slope
 from loadtests.target import Target
 from scripts.local_server import LocalServer
 
 from .lean import Generator, Load, Rate, prepare
-from .part import Asked, Found, cores, server_on
+from .part import Asked, Found, server_on
 from .rate import CALLERS, NAMES, ROWS, matrix
 
 SHORT, LONG = 10_000, 200_000

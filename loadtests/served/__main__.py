@@ -7,6 +7,7 @@ scenarios need. Every run ends by itself.
 import argparse
 import sys
 import time
+from collections.abc import Hashable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import final
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from backsolve import Client
+from loadtests.placed import cores, started_on
 from scripts.local_server import LocalServer
 
 from .picture import draw
@@ -78,7 +80,7 @@ class Places:
 
     def __init__(self, url: str | None, seconds: float, processes: int, servers: ExitStack) -> None:
         self._url, self._seconds, self._processes, self._servers = url, seconds, processes, servers
-        self._own: dict[tuple[tuple[str, str], ...], LocalServer] = {}
+        self._own: dict[Hashable, LocalServer] = {}
 
     def bench(self, scenario: Scenario, transport: str) -> Bench:
         """The server for a scenario, and how it is to be reached."""
@@ -87,14 +89,16 @@ class Places:
         if self._url is not None:
             address = self._url if transport == "http" else _grpc_address(self._url)
             salt += 2 * int(time.time())
-            return Bench(transport, self._url, address, None, self._seconds, self._processes, salt)
+            return Bench(transport, self._url, address, None, self._seconds, self._processes, None, salt)
         settings = {"BACKSOLVE_LOG_LEVEL": "error", **scenario.settings}
-        key = tuple(sorted(settings.items()))
+        here, there = cores() if scenario.apart else (None, None)
+        key = (here, *sorted(settings.items()))
         if key not in self._own:
-            self._own[key] = self._servers.enter_context(LocalServer(settings))
+            with started_on(here):
+                self._own[key] = self._servers.enter_context(LocalServer(settings))
         own = self._own[key]
         address = own.http if transport == "http" else own.grpc
-        return Bench(transport, own.http, address, own, self._seconds, self._processes, salt)
+        return Bench(transport, own.http, address, own, self._seconds, self._processes, there, salt)
 
 
 def _grpc_address(url: str) -> str:

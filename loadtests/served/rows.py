@@ -29,7 +29,8 @@ class Row:
         scenario, part, transport: what ran, and how it was sent.
         loop: "closed", or "open" at `rate` steps a second.
         steps: all that were begun or due; `answered` of them had an answer, checked ones a right one.
-        throughput: answered steps a second; `goodput` those within `limit`.
+        lasted: the run with all its answers, in seconds: a queue is worked off after the last step has begun.
+        throughput: answered steps a second of that; `goodput` those within `limit`.
         errors: failed steps by code, as callers saw them after the client's retries.
         latency, failed: p50, p90, p99, p99.9 and the largest, from the intended start, of answered
             and of failed steps.
@@ -56,6 +57,7 @@ class Row:
     limit: float
     steps: int
     answered: int
+    lasted: float
     throughput: float
     goodput: float
     errors: dict[str, int]
@@ -152,8 +154,9 @@ def row(
         limit=plan.limit,
         steps=tally.steps,
         answered=tally.right,
-        throughput=tally.right / plan.seconds,
-        goodput=tally.good / plan.seconds,
+        lasted=tally.lasted,
+        throughput=tally.right / tally.lasted,
+        goodput=tally.good / tally.lasted,
         errors=dict(tally.errors),
         latency=tally.answered.summary(),
         failed=tally.failed.summary(),

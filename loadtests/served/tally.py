@@ -28,6 +28,7 @@ class Tally:
         right, good: answered steps; those within the limit.
         errors: steps that failed, by error code.
         checked: answers that were compared with the truth.
+        lasted: seconds from the start of the run to its end, or to the last answer if that came later.
         answered: latencies of answered steps; a failed one has told nothing that was asked.
         failed: how long callers waited for a failure.
         blocks: the answered latencies by time of the intended start.
@@ -42,6 +43,7 @@ class Tally:
     right: int = 0
     good: int = 0
     checked: int = 0
+    lasted: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     answered: Latencies = field(default_factory=Latencies)
     failed: Latencies = field(default_factory=Latencies)
@@ -52,6 +54,9 @@ class Tally:
     uploads: int = 0
     cpu_seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.lasted = max(self.lasted, self.seconds)
 
     def record(self, due: float, seconds: float, code: str | None) -> None:
         """One step has ended.
@@ -68,6 +73,7 @@ class Tally:
                 return
             self.right += 1
             self.good += seconds <= self.limit
+            self.lasted = max(self.lasted, due + seconds)
             self.answered.record(seconds)
             self.blocks[min(max(int(due / self.seconds * BLOCKS), 0), BLOCKS - 1)].record(seconds)
 
@@ -100,6 +106,7 @@ class Tally:
         self.right += other.right
         self.good += other.good
         self.checked += other.checked
+        self.lasted = max(self.lasted, other.lasted)
         self.errors.update(other.errors)
         self.sent += other.sent
         self.received += other.received

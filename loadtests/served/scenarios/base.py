@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from threading import Thread
 from typing import ClassVar, final
 
+from loadtests.placed import started_on
 from scripts.local_server import LocalServer
 
 from ..generator import Plan, run
@@ -29,6 +30,7 @@ class Bench:
         own: the server, if it was started for this; it may be killed.
         seconds: length of one measured run.
         processes: of the load generator.
+        core: that the generator has for itself; None: it shares them all with the server.
         salt: makes new matrices new to a server that earlier runs have used.
     """
 
@@ -38,6 +40,7 @@ class Bench:
     own: LocalServer | None
     seconds: float
     processes: int = 1
+    core: int | None = None
     salt: int = 0
 
 
@@ -48,6 +51,7 @@ class Scenario(ABC):
         name: as the command line and the results call it.
         about: one line for people.
         settings: of the server that is started for it.
+        apart: server and callers have a core each, so that callers take nothing from the server.
         needs_own: it kills the server or depends on `settings`, so a server by URL will not do.
         may_fail: failed steps belong to it.
     """
@@ -55,6 +59,7 @@ class Scenario(ABC):
     name: ClassVar[str]
     about: ClassVar[str]
     settings: ClassVar[Mapping[str, str]] = {}
+    apart: ClassVar[bool] = False
     needs_own: ClassVar[bool] = False
     may_fail: ClassVar[bool] = False
 
@@ -104,6 +109,7 @@ def _watched(bench: Bench, plan: Plan, during: Callable[[], None] | None) -> tup
                 stack.callback(beside.join)
                 beside.start()
 
+        stack.enter_context(started_on(bench.core))
         tally = run(plan, begun)
     if beside is not None and beside.failure is not None:
         raise beside.failure
