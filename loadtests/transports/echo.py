@@ -64,7 +64,7 @@ class EchoPlane:
         """Every matrix is held."""
         return [Holding.FACTOR for _ in refs]
 
-    def refuse_when_full(self, calls: int) -> None:
+    def refuse_when_full(self, calls: int, context: CallContext) -> None:
         """There is always room."""
 
     def info(self) -> ServerInfo:

@@ -9,7 +9,7 @@ import pytest
 
 from backsolve._protocol import Exchange, Pause, Send, Step, Steps
 from backsolve._steps import Progress
-from backsolve._transports.base import PutCall, SolveCall
+from backsolve._transports.base import PutCall, SolveCall, SolveReply
 from backsolve.config import Endpoint
 from backsolve.errors import (
     BacksolveError,
@@ -26,7 +26,7 @@ from backsolve.errors import DigestMismatchError as Mismatch
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern
 from backsolve.retry import Allowance
-from backsolve.types import Options
+from backsolve.types import Certificate, Options, Status, Timings
 
 HERE = (Endpoint("http", "here", 1),)
 
@@ -144,6 +144,39 @@ def test_only_what_is_missing_is_uploaded_and_the_call_repeated(
     progress.give("answer")
     assert progress.result == "answer"
     assert exchange.uploads == 1
+
+
+def test_a_full_server_is_asked_whether_it_has_room_before_it_is_sent_values() -> None:
+    exchange, pattern, rng = Exchange(HERE, 60.0), DensePattern((3, 3)), np.random.default_rng(23_019)
+    certificate = Certificate(Status.OK, "dense_lu", "", "float64", 0, 0.0, 0.0, None, False, False, Timings(), "x")
+    answer = SolveReply(np.ones(3), certificate)
+
+    def calls(full: bool = False) -> list[tuple[bool, bool]]:
+        """Whether each thing that a call with new values sends has values with it, and is marked as repeated."""
+        progress, seen, refused = begin(exchange, Matrix(pattern, rng.normal(size=(3, 3)))), [], full
+        while progress.step is not None:
+            call = sent(progress).call
+            with_values = isinstance(call, PutCall) or call.values is not None
+            seen.append((with_values, call.repeated))
+            if refused:
+                refused = False
+                progress.fail(QueueFullError("full"))
+            elif with_values:
+                progress.give(call.ref if isinstance(call, PutCall) else answer)
+            elif any(values for values, _ in seen[full:]):
+                progress.give(answer)
+            else:
+                progress.fail(NeedValuesError("no"))
+        assert progress.result is answer
+        return seen
+
+    assert calls() == [(False, False), (True, False), (False, False)], "it is asked, sent, asked again"
+    assert calls() == [(True, False)], "and from then on sent"
+    assert calls(full=True) == [(True, False), (True, True)], "whose turn it is expects room"
+    assert calls(full=True) == [(False, False), (True, True)], "but it is asked first"
+    for _ in range(3):
+        assert calls() == [(False, False), (True, False)]
+    assert calls() == [(True, False)], "there has been room for a while"
 
 
 def test_values_alone_may_come_too_late() -> None:

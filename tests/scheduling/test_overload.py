@@ -1,8 +1,11 @@
 """What is too much is turned away early, cheaply, and told when to come back."""
 
+import queue
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from backsolve.errors import QueueFullError
 from backsolve.matrix import Matrix
 from backsolve.pattern import Pattern
 from backsolve.types import Options
+from backsolve_service.context import CallContext
 from backsolve_service.dataplane.plane import DataPlane, PlaneConfig
 from backsolve_service.engine.lazy import lazy
 from backsolve_service.grpc.server import GrpcConfig, GrpcServer
@@ -22,44 +26,92 @@ from support.factors import PATIENCE, Hold, held_up, until
 from support.rest import serving
 from support.systems import convection
 
+NEWCOMER = CallContext.within(60.0, "rest")
+REPEATED = CallContext.within(60.0, "rest", repeated=True)
 
-def hint(refusals: int) -> float:
-    """What one more is told after so many others were turned away during ten jobs of a tenth of a second."""
-    backlog = Backlog(4, 1 << 20, Silent())
-    for _ in range(4):
-        backlog.enter(0, None)
-    for _ in range(10):
-        backlog.started(1, 0.0)
+
+def full(most: int, *, answered: int = 0) -> Backlog:
+    """A queue of `most` that is full, after so many calls were answered, each in a tenth of a second."""
+    backlog = Backlog(most, 1 << 20, Silent())
+    backlog.enter(0, None)
+    backlog.started(1, 0.0)
+    for _ in range(answered):
+        context = CallContext.within(60.0, "rest")
+        backlog.open_call(context)
+        backlog.enter(0, context)
+        backlog.withdrawn(0)
         backlog._last_end -= 0.1  # as if it had taken that long
-        backlog.ended(1, 0)
+        backlog.close_call(context, answered=True)
+    for _ in range(most):
         backlog.enter(0, None)
-    for _ in range(refusals):
-        with pytest.raises(QueueFullError):
-            backlog.enter(0, None)
-    with pytest.raises(QueueFullError) as refusal:
-        backlog.enter(0, None)
-    return refusal.value.retry_after
+    return backlog
 
 
-def test_the_hint_grows_with_those_who_will_all_come_back() -> None:
-    few, some, many = hint(0), hint(40), hint(400)
-    assert few >= 0.05
-    assert few < some < many
-    assert many / some == pytest.approx(10, rel=0.2)
+def refusal(backlog: Backlog, context: CallContext | None = None) -> QueueFullError:
+    with pytest.raises(QueueFullError) as refused:
+        backlog.enter(0, context)
+    return refused.value
+
+
+def test_each_is_told_a_turn_of_its_own_as_far_apart_as_calls_are_served() -> None:
+    backlog = full(4, answered=60)
+    hints = [refusal(backlog).retry_after for _ in range(4)]
+    assert hints[0] == pytest.approx(4 / 2 * 0.1, rel=0.1)
+    assert np.diff(hints) == pytest.approx([0.1] * 3, rel=0.1)
+
+
+def test_calls_that_failed_say_nothing_of_how_fast_others_are_served() -> None:
+    backlog = full(4, answered=60)
+    before = backlog._interval
+    failed, idle = (CallContext.within(60.0, "rest") for _ in range(2))
+    for context in (failed, idle):
+        backlog.open_call(context)
+    with pytest.raises(QueueFullError):
+        backlog.enter(0, failed)
+    backlog.close_call(failed, answered=False)
+    backlog.close_call(idle, answered=True)  # it had nothing to ask of the queue
+    assert backlog._interval == before
 
 
 def test_a_call_is_turned_away_for_those_on_their_way_as_for_those_who_wait() -> None:
     backlog = Backlog(4, 1 << 20, Silent())
-    backlog.refuse_when_full(3)
+    backlog.refuse_when_full(3, NEWCOMER)
     with pytest.raises(QueueFullError, match="at most 4"):
-        backlog.refuse_when_full(4)
+        backlog.refuse_when_full(4, CallContext.within(0.01, "rest"))  # which gets no turn
     backlog.enter(0, None)
     backlog.started(1, 0.0)
-    backlog.refuse_when_full(4)  # one of them is being served
+    backlog.refuse_when_full(4, NEWCOMER)  # one of them is being served
     for _ in range(4):
         backlog.enter(0, None)
     with pytest.raises(QueueFullError):
-        backlog.refuse_when_full(0)
+        backlog.refuse_when_full(0, NEWCOMER)
+
+
+def test_newcomers_do_not_take_the_place_of_whoever_was_told_to_come_back() -> None:
+    backlog = full(4, answered=60)
+    refusal(backlog, NEWCOMER)
+    for _ in range(2):
+        backlog.withdrawn(0)
+    with pytest.raises(QueueFullError, match="at most 2, the rest is kept for those who were turned away before"):
+        backlog.refuse_when_full(0, NEWCOMER)
+    backlog.refuse_when_full(0, REPEATED)
+    backlog.withdrawn(0)
+    backlog.refuse_when_full(0, NEWCOMER)
+
+
+def test_who_something_was_built_for_is_not_turned_away_afterwards() -> None:
+    backlog = full(4)
+    context = CallContext.within(60.0, "rest")
+    backlog.open_call(context)
+    refusal(backlog, context)
+    backlog.keep_place(context)
+    backlog.enter(0, context)
+    assert backlog.waiting == 5
+    refusal(backlog)
+    backlog.close_call(context, answered=True)
+    refusal(backlog, context)
+    backlog.keep_place(context)  # a call that has ended has no place
+    refusal(backlog, context)
 
 
 @pytest.fixture
@@ -79,9 +131,9 @@ def transport(request: pytest.FixtureRequest, plane: DataPlane) -> Iterator[Http
         return
     server = GrpcServer(plane, GrpcConfig(port=0, queue_depth=2))
     server.start()
-    grpc = GrpcTransport(f"127.0.0.1:{server.port}")
-    yield grpc
-    grpc.close()
+    rpc = GrpcTransport(f"127.0.0.1:{server.port}")
+    yield rpc
+    rpc.close()
     server.stop(1.0)
 
 
@@ -107,6 +159,54 @@ def test_a_full_queue_costs_neither_upload_nor_hash(plane: DataPlane, transport:
     until(lambda: plane._scheduler.stats.depth == 0)
     transport.put(PutCall(matrix.ref, matrix), PATIENCE)
     np.testing.assert_allclose(a @ transport.solve(solve, PATIENCE).x, np.ones(matrix.n), atol=1e-10)
+
+
+def test_over_grpc_a_call_is_refused_before_its_message_is_there(plane: DataPlane) -> None:
+    server = GrpcServer(plane, GrpcConfig(port=0, queue_depth=2))
+    server.start()
+    nothing: queue.Queue[None] = queue.Queue()
+    gate = threading.Event()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel, held_up(plane._scheduler):
+        for _ in range(2):
+            plane._scheduler._enter(plane._scheduler._threads[0], Hold(gate, quick=False), None)
+        call = channel.stream_unary("/backsolve.v1.Solver/Solve")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(iter(nothing.get, None), timeout=PATIENCE)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, "as every full queue"
+        assert "2 jobs wait" in refused.value.details()
+        nothing.put(None)
+        gate.set()
+    server.stop(1.0)
+
+
+def test_who_waited_for_a_factor_is_answered_though_others_have_filled_the_queue(plane: DataPlane) -> None:
+    a = convection(12)
+    matrix = Matrix(Pattern.from_csr(a), a.data)
+    context = CallContext.within(PATIENCE, "rest")
+    plane.put(PutCall(matrix.ref, matrix), context)
+    worker, gate, begun = plane._scheduler._threads[0], threading.Event(), threading.Event()
+    factorize, found = worker.factorize, []
+
+    def held(*arguments: Any) -> Any:
+        begun.set()
+        gate.wait(PATIENCE)
+        return factorize(*arguments)
+
+    worker.factorize = held  # type: ignore[method-assign]
+    asks = threading.Thread(
+        target=lambda: found.append(plane.solve(SolveCall(matrix.ref, Options(), np.ones(matrix.n)), context))
+    )
+    asks.start()
+    assert begun.wait(PATIENCE)
+    others = threading.Event()
+    for _ in range(2):
+        plane._scheduler._enter(worker, Hold(others, quick=False), None)
+    with pytest.raises(QueueFullError):
+        plane._scheduler._enter(worker, Hold(others, quick=False), None)
+    gate.set()
+    others.set()
+    asks.join(PATIENCE)
+    np.testing.assert_allclose(a @ found[0].x, np.ones(matrix.n), atol=1e-10)
 
 
 def test_who_was_let_in_and_failed_takes_no_place(plane: DataPlane, transport: HttpTransport | GrpcTransport) -> None:

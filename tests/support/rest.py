@@ -53,7 +53,7 @@ class ToldPlane:
         yield from ()
         return self.jvp(call, context)
 
-    def refuse_when_full(self, calls: int) -> None:
+    def refuse_when_full(self, calls: int, context: CallContext) -> None:
         pass
 
     def at_hand(self, call: SolveCall, context: CallContext) -> bool:

@@ -148,6 +148,14 @@ def test_bytes_that_are_no_protobuf(channel, method, kind):
     assert type(error) is MalformedError
 
 
+@pytest.mark.parametrize("method", ["Solver/Solve", "Solver/GetStats", "Matrices/Find"])
+def test_a_unary_call_without_a_message(channel, method):
+    call = channel.stream_unary(f"/backsolve.v1.{method}")
+    error = error_of(lambda: call(iter([]), timeout=TIMEOUT))
+    assert type(error) is MalformedError
+    assert "brings no message" in str(error)
+
+
 def put_header(**changes) -> Frame:
     def whole(values, dtype):
         array = np.array(values)

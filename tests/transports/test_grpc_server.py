@@ -13,13 +13,21 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from backsolve._rpc import calls, framing
 from backsolve._transports.base import PutCall, SolveCall
 from backsolve._transports.grpc import GrpcTransport
-from backsolve.errors import DeadlineError, DrainingError, InvalidOptionError, UnauthenticatedError, UnreachableError
+from backsolve.errors import (
+    DeadlineError,
+    DrainingError,
+    InvalidOptionError,
+    QueueFullError,
+    UnauthenticatedError,
+    UnreachableError,
+)
 from backsolve.matrix import Matrix
 from backsolve.pattern import DensePattern
 from backsolve.types import Options
 from backsolve.v1 import solver_pb2, types_pb2
 from backsolve.v1.solver_pb2_grpc import SolverStub
-from backsolve_service.grpc import servicer
+from backsolve_service.context import CallContext
+from backsolve_service.grpc import server
 from backsolve_service.grpc.server import GrpcConfig, GrpcServer
 from support.systems import random_like
 
@@ -43,6 +51,13 @@ def until(condition, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
+
+
+def put_on(running) -> Matrix:
+    """A dense matrix of eight rows that the server holds."""
+    matrix = Matrix(DensePattern((8, 8)), random_like((8, 8), "float64", seed=99_105) + 8 * np.eye(8))
+    running.plane.put(PutCall(matrix.ref, matrix), CallContext.within(TIMEOUT, "grpc"))
+    return matrix
 
 
 class HalfSent:
@@ -225,14 +240,31 @@ def test_request_ids_come_back_and_only_harmless_ones(channel):
         assert returned
 
 
-def test_an_upload_that_falls_silent_is_given_up(running, channel, held, monkeypatch):
-    monkeypatch.setattr(servicer, "STALL_SECONDS", 0.2)
-    silent = HalfSent(channel, held)
-    assert next(silent.call).WhichOneof("kind") == "ready"
-    with pytest.raises(grpc.RpcError) as caught:
-        next(silent.call)
-    assert caught.value.code() is grpc.StatusCode.CANCELLED
-    silent.drop()
+def test_an_upload_that_falls_silent_is_given_up(monkeypatch):
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.2)
+    with run(GrpcConfig()) as own, grpc.insecure_channel(own.target) as channel:
+        silent = HalfSent(channel, put_on(own))
+        assert next(silent.call).WhichOneof("kind") == "ready"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(silent.call)
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        silent.drop()
+
+
+def test_a_call_that_never_brings_its_message_is_given_up_and_takes_no_place(monkeypatch):
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.2)
+    with run(GrpcConfig(queue_depth=1), queue_depth=1) as own, grpc.insecure_channel(own.target) as channel:
+        matrix, nothing = put_on(own), queue.Queue()
+        mute = channel.stream_unary("/backsolve.v1.Solver/Solve").future(iter(nothing.get, None), timeout=TIMEOUT)
+        until(lambda: own.server._admission._under_way == 1, "it was let in")
+        transport = GrpcTransport(own.target)
+        with pytest.raises(QueueFullError):
+            transport.solve(SolveCall(matrix.ref, Options(), np.ones(8)), TIMEOUT)
+        assert mute.code() is grpc.StatusCode.CANCELLED
+        until(lambda: own.server._admission._under_way == 0, "its place was given back")
+        transport.solve(SolveCall(matrix.ref, Options(), np.ones(8)), TIMEOUT)
+        transport.close()
+        nothing.put(None)
 
 
 def test_calls_under_way_end_when_the_server_stops():

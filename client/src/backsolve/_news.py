@@ -11,15 +11,21 @@ T = TypeVar("T")
 _REMEMBERED: Final = 1024
 """Matrices, and patterns, of which is known whether the server has them."""
 
+_WARY_CALLS: Final = 4
+"""After a server was full, so many calls are answered before values are sent to it unasked again."""
+
 
 @final
 class News:
     """Which matrices a server will not know: values that were never answered for, where the last such were missed.
 
     Digests alone tell it, in tables of bounded size. Dict operations are atomic, so no lock is held.
+
+    A server that was full is better asked first: what it refuses, it has to read.
     """
 
     def __init__(self) -> None:
+        self._wary = 0
         self._known: OrderedDict[MatrixRef, None] = OrderedDict()
         self._changing: OrderedDict[bytes, None] = OrderedDict()
 
@@ -31,6 +37,15 @@ class News:
         """Whether the values on a pattern were new the last time."""
         return pattern in self._changing
 
+    @property
+    def wary(self) -> bool:
+        """Whether the server was full lately."""
+        return self._wary > 0
+
+    def refused(self) -> None:
+        """The server was full."""
+        self._wary = _WARY_CALLS
+
     def missed(self, ref: MatrixRef) -> None:
         """The server had the pattern, and not the values."""
         note(self._changing, ref.pattern, None)
@@ -41,6 +56,7 @@ class News:
 
     def answered(self, ref: MatrixRef) -> None:
         """The server has it."""
+        self._wary = max(self._wary - 1, 0)
         note(self._known, ref, None)
 
 

@@ -27,7 +27,7 @@ from .errors import (
 )
 from .fingerprint import fresh_ref
 from .matrix import Matrix
-from .retry import Allowance, Budget, Timeout, Unset
+from .retry import OVERLOAD, Allowance, Budget, Timeout, Unset
 from .types import ReplicaState, ServerInfo
 
 T = TypeVar("T")
@@ -161,9 +161,8 @@ class Exchange:
         members = self.fleet.members
         if not any(each.carrier is not None and each.carrier.overlaps for each in members):
             return Name(matrix)
-        return self._surmises.name(
-            matrix, kind, lambda pattern: kind == "solve" and any(each.news.changing(pattern) for each in members)
-        )
+        takers = [each.news for each in members if kind == "solve" and not each.news.wary]
+        return self._surmises.name(matrix, kind, lambda pattern: any(news.changing(pattern) for news in takers))
 
     def deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, timeout: Timeout) -> Steps[Any]:
         """Make a call by digest; when the server lacks the matrix, upload it and call again.
@@ -251,9 +250,11 @@ class Exchange:
     def _deliver(self, matrix: Matrix, call: SolveCall | VjpCall | JvpCall, budget: Budget, to: Replica) -> Steps[Any]:
         """Make a call at one replica, with all that it lacks.
 
-        Where the values on a pattern change from call to call they are not asked for: they go with the call.
+        Where the values on a pattern change from call to call they are not asked for: they go with the call. A replica
+        that was full lately is asked whether it has room before it is sent them, unless this call has waited its turn.
         """
-        if isinstance(call, SolveCall) and to.news.expected(call.ref):
+        expects_room = budget.refused or not to.news.wary
+        if isinstance(call, SolveCall) and expects_room and to.news.expected(call.ref):
             reply = yield from self._bring(matrix, call, budget, to)
             if reply is not None:
                 return reply
@@ -262,6 +263,10 @@ class Exchange:
                 reply = yield from _persist(call, budget, to)
             except NeedValuesError:
                 to.news.missed(call.ref)
+                if to.news.wary and isinstance(call, SolveCall):
+                    reply = yield from self._bring(matrix, call, budget, to)
+                    if reply is not None:
+                        return reply
                 yield from self._upload(matrix, budget, to, values_only=True)
             except NeedMatrixError:
                 yield from self._upload(matrix, budget, to, values_only=False)
@@ -375,9 +380,13 @@ def _persist(call: Call, budget: Budget, to: Replica) -> Steps[Any]:
     Raises:
         BacksolveError: of the last attempt.
     """
+    if budget.refused and not isinstance(call, InfoCall | StatsCall):
+        call = replace(call, repeated=True)
     while True:
         try:
             return (yield Send(call, budget.remaining(), to))
         except BacksolveError as error:
+            if isinstance(error, OVERLOAD):
+                to.news.refused()
             if not budget.once_more(error):
                 raise

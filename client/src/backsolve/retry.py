@@ -98,6 +98,9 @@ class Budget:
         met_before: whether this server has answered before.
         allowance: the client's.
 
+    Attributes:
+        refused: whether a server had no room for the call, which has waited since.
+
     Raises:
         InvalidOptionError: the timeout is neither.
     """
@@ -112,6 +115,7 @@ class Budget:
         self._pauses = 0
         self._single: set[type[BacksolveError]] = set()
         self._failed: BacksolveError | None = None
+        self.refused = False
         allowance.earn()
 
     def remaining(self) -> float | None:
@@ -161,4 +165,5 @@ class Budget:
             error.add_note("It was not sent again: this client has repeated too many calls lately (backsolve.retry).")
             return None
         self._failed = error
+        self.refused = self.refused or isinstance(error, OVERLOAD)
         return pause

@@ -33,6 +33,7 @@ class CallContext:
         cancelled: set by the transport when the caller has gone.
         at_once: the calling thread must not wait: answer on it, yield what is to be waited for, or raise
             `WouldWaitError`.
+        repeated: the caller was told to come back, and has.
         most_bytes: of a factor times columns, that the calling thread may read itself.
     """
 
@@ -43,20 +44,27 @@ class CallContext:
     cancelled: threading.Event = field(default_factory=threading.Event)
     at_once: bool = False
     most_bytes: int = sys.maxsize
+    repeated: bool = False
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
     def within(
-        cls, timeout: float | None, transport: str, request_id: str | None = None, tenant: str = PUBLIC_TENANT
+        cls,
+        timeout: float | None,
+        transport: str,
+        request_id: str | None = None,
+        tenant: str = PUBLIC_TENANT,
+        *,
+        repeated: bool = False,
     ) -> "CallContext":
         """A context that ends `timeout` seconds from now."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return cls(transport, deadline, tenant, request_id or new_request_id())
+        return cls(transport, deadline, tenant, request_id or new_request_id(), repeated=repeated)
 
     def hurried(self, most_bytes: int) -> "CallContext":
         """The same call, on a thread that must not wait, nor read more; whoever cancels one of both cancels both."""
         same = (self.transport, self.deadline, self.tenant, self.request_id, self.cancelled)
-        return CallContext(*same, True, most_bytes, self._callbacks)
+        return CallContext(*same, True, most_bytes, self.repeated, self._callbacks)
 
     def remaining(self) -> float | None:
         """Seconds left, or None when there is no deadline."""

@@ -31,6 +31,7 @@ class SolveCall:
         values: those of A, on the pattern that is held under `ref.pattern`: they are kept before the
             solve, and spare an upload of their own. None: they are held already. With them `ref` may be unnamed.
         meanwhile: never sent; done by transports that overlap, and by the client itself if it was not.
+        repeated: the server had no room for it before.
     """
 
     ref: MatrixRef
@@ -40,6 +41,7 @@ class SolveCall:
     answer_shape: tuple[int, ...] | None = None
     values: Array | None = None
     meanwhile: Meanwhile | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class VjpCall:
         want: which gradients to form. The client asks for "b" alone and forms the gradient
             of the values from λ itself; "values" is for callers that cannot.
         x: the forward answer, needed for "values" only.
-        meanwhile: as of a solve.
+        meanwhile, repeated: as of a solve.
     """
 
     ref: MatrixRef
@@ -76,6 +78,7 @@ class VjpCall:
     want: tuple[Want, ...] = ("b",)
     x: Array | None = None
     meanwhile: Meanwhile | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class JvpCall:
         x: the forward answer; needed with `values_tangent` only.
         b_tangent: shaped like `b`.
         values_tangent: shaped like A's values.
-        meanwhile: as of a solve.
+        meanwhile, repeated: as of a solve.
     """
 
     ref: MatrixRef
@@ -104,6 +107,7 @@ class JvpCall:
     b_tangent: Array | None
     values_tangent: Array | None
     meanwhile: Meanwhile | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +119,13 @@ class PutCall:
         matrix: pattern and values; of a values-only upload the receiver takes the pattern
             that it already holds under `ref.pattern`.
         values_only: whether the pattern's arrays are left out.
+        repeated: as of a solve.
     """
 
     ref: MatrixRef
     matrix: Matrix
     values_only: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,9 @@ class InfoCall:
 class StatsCall:
     """Ask for the counters of what answers."""
 
+
+REPEATED_HEADER = "backsolve-repeated"
+"""Header and metadata of a call that the server had no room for before: it has waited its turn."""
 
 Call = SolveCall | VjpCall | JvpCall | PutCall | InfoCall | StatsCall
 """What a transport carries as a step of a client's call."""

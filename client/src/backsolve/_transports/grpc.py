@@ -35,11 +35,12 @@ from ..types import Array, Holding, Limits, MatrixRef, ServerInfo
 from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
 from ..v1.solver_pb2_grpc import MatricesStub, SolverStub
-from .base import JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
+from .base import REPEATED_HEADER, JvpCall, PutCall, SolveCall, SolveReply, Transport, VjpCall, VjpReply
 from .recall import CURRENT, recalled_by
 
 T = TypeVar("T")
 Arrays = Mapping[str, Array]
+Metadata = list[tuple[str, str]]
 _ASK_BYTES = 256 << 10
 """No server takes less in a message: calls up to here are made without asking for its limits."""
 _CLOSED = "the client is closed: make a new one"
@@ -131,30 +132,32 @@ class GrpcTransport(Transport):
     def solve(self, call: SolveCall, timeout: float | None) -> SolveReply:
         """Solve; streamed if the right-hand side does not fit one message."""
         message, arrays = calls.encode_solve(call)
+        beside = self._headers(call.ref, repeated=call.repeated)
         stub = self._connection().stub
         reply: SolveReply
         like = call.rhs
         if call.answer_shape is not None:
             like = np.broadcast_to(np.empty((), dtype=call.rhs.dtype), call.answer_shape)
         if self._fits(arrays, like, timeout):
-            reply = self._unary(stub.Solve, message, arrays, call.ref, timeout, replies.decode_solved)
+            reply = self._unary(stub.Solve, message, arrays, beside, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(solve=message)
-            reply = self._stream("SolveStream", frame, arrays, call.ref, timeout, ("solved", replies.decode_solved))
+            reply = self._stream("SolveStream", frame, arrays, beside, timeout, ("solved", replies.decode_solved))
         _check_shape(reply.x, like)
         return reply
 
     def vjp(self, call: VjpCall, timeout: float | None) -> VjpReply:
         """One adjoint solve; streamed if the server is to form gradients whose size only it knows."""
         message, arrays = calls.encode_vjp(call)
+        beside = self._headers(call.ref, repeated=call.repeated)
         stub = self._connection().stub
         reply: VjpReply
         fits = self._fits(arrays, call.cotangent, timeout)
         if "values" not in call.want and fits:
-            reply = self._unary(stub.Vjp, message, arrays, call.ref, timeout, replies.decode_pulled)
+            reply = self._unary(stub.Vjp, message, arrays, beside, timeout, replies.decode_pulled)
         else:
             frame = solver.Frame(vjp=message)
-            reply = self._stream("VjpStream", frame, arrays, call.ref, timeout, ("pulled", replies.decode_pulled))
+            reply = self._stream("VjpStream", frame, arrays, beside, timeout, ("pulled", replies.decode_pulled))
         if reply.b is not None:
             _check_shape(reply.b, call.cotangent)
         return reply
@@ -162,14 +165,15 @@ class GrpcTransport(Transport):
     def jvp(self, call: JvpCall, timeout: float | None) -> SolveReply:
         """One tangent solve."""
         message, arrays = calls.encode_jvp(call)
+        beside = self._headers(call.ref, repeated=call.repeated)
         stub = self._connection().stub
         like = call.b_tangent if call.b_tangent is not None else call.x
         reply: SolveReply
         if self._fits(arrays, like, timeout):
-            reply = self._unary(stub.Jvp, message, arrays, call.ref, timeout, replies.decode_solved)
+            reply = self._unary(stub.Jvp, message, arrays, beside, timeout, replies.decode_solved)
         else:
             frame = solver.Frame(jvp=message)
-            reply = self._stream("JvpStream", frame, arrays, call.ref, timeout, ("pushed", replies.decode_solved))
+            reply = self._stream("JvpStream", frame, arrays, beside, timeout, ("pushed", replies.decode_solved))
         if like is not None:
             _check_shape(reply.x, like)
         return reply
@@ -177,6 +181,7 @@ class GrpcTransport(Transport):
     def put(self, call: PutCall, timeout: float | None) -> MatrixRef:
         """Upload a matrix, or its values alone; a small one travels in the first frame."""
         message, arrays = calls.encode_put(call)
+        beside = self._headers(call.ref, repeated=call.repeated)
         connection = self._connection()
         if self._fits(arrays, None, timeout):
             framing.embed(message, arrays)
@@ -187,7 +192,7 @@ class GrpcTransport(Transport):
         upload.go()
         try:
             with self._translated():
-                reply = self._wait(connection.bulk_matrices.Put, upload, call.ref, timeout)
+                reply = self._wait(connection.bulk_matrices.Put, upload, beside, timeout)
         finally:
             upload.stop()
         return calls.decode_ref(_message(reply).matrix)
@@ -196,22 +201,24 @@ class GrpcTransport(Transport):
         """How much of each matrix the server holds."""
         message = solver.FindRequest(matrices=[calls.encode_ref(ref) for ref in refs])
         ref = refs[0] if refs else None
-        return replies.decode_holdings(self._plain(self._connection().matrices.Find, message, ref, timeout))
+        return replies.decode_holdings(
+            self._plain(self._connection().matrices.Find, message, self._headers(ref), timeout)
+        )
 
     def release(self, ref: MatrixRef, timeout: float | None) -> None:
         """Hint that this caller needs the matrix no longer."""
         message = solver.ReleaseRequest(matrix=calls.encode_ref(ref))
-        self._plain(self._connection().matrices.Release, message, ref, timeout)
+        self._plain(self._connection().matrices.Release, message, self._headers(ref), timeout)
 
     def info(self, timeout: float | None) -> ServerInfo:
         """Versions, limits and methods."""
         message = solver.GetServerInfoRequest()
-        return replies.decode_info(self._plain(self._connection().stub.GetServerInfo, message, None, timeout))
+        return replies.decode_info(self._plain(self._connection().stub.GetServerInfo, message, self._metadata, timeout))
 
     def stats(self, timeout: float | None) -> Mapping[str, float]:
         """Counters of the data plane."""
         message = solver.GetStatsRequest()
-        return dict(self._plain(self._connection().stub.GetStats, message, None, timeout).counters)
+        return dict(self._plain(self._connection().stub.GetStats, message, self._metadata, timeout).counters)
 
     def close(self) -> None:
         """Close the channels of this process; calls under way end with `CancelledError`."""
@@ -265,23 +272,24 @@ class GrpcTransport(Transport):
                 connection.limits = Limits(0, 0)
         return connection.limits
 
-    def _headers(self, ref: MatrixRef | None) -> list[tuple[str, str]]:
+    def _headers(self, ref: MatrixRef | None, *, repeated: bool = False) -> Metadata:
         if ref is None:
             return self._metadata
-        return [*self._metadata, ("backsolve-route-key", ref.route_key)]
+        headers = [*self._metadata, ("backsolve-route-key", ref.route_key)]
+        return [*headers, (REPEATED_HEADER, "1")] if repeated else headers
 
-    def _plain(self, method: Any, message: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
+    def _plain(self, method: Any, message: Any, beside: Metadata, timeout: float | None) -> Any:
         """One unary call."""
         with self._translated():
-            reply = self._wait(method, message, ref, timeout)
+            reply = self._wait(method, message, beside, timeout)
         return _message(reply)
 
-    def _wait(self, method: Any, request: Any, ref: MatrixRef | None, timeout: float | None) -> Any:
+    def _wait(self, method: Any, request: Any, beside: Metadata, timeout: float | None) -> Any:
         """Make a call that has one reply, and wait for it; so that it can be taken back, if anybody will."""
         recall = CURRENT.get()
         if recall is None:
-            return method(request, timeout=timeout, metadata=self._headers(ref))
-        under_way = method.future(request, timeout=timeout, metadata=self._headers(ref))
+            return method(request, timeout=timeout, metadata=beside)
+        under_way = method.future(request, timeout=timeout, metadata=beside)
         recall.by(under_way.cancel)
         try:
             return under_way.result()
@@ -289,13 +297,13 @@ class GrpcTransport(Transport):
             raise CancelledError(_TAKEN_BACK) from error
 
     def _unary(
-        self, method: Any, message: Any, arrays: Arrays, ref: MatrixRef, timeout: float | None, decode: Decode[T]
+        self, method: Any, message: Any, arrays: Arrays, beside: Metadata, timeout: float | None, decode: Decode[T]
     ) -> T:
         """One unary call with tensors."""
         connection = self._connection()
         framing.embed(message, arrays)
         connection.sent.add(_size(arrays))
-        reply = self._plain(method, message, ref, timeout)
+        reply = self._plain(method, message, beside, timeout)
         connection.received.add(framing.payload_bytes(reply))
         return decode(reply, framing.embedded(reply, None), ())
 
@@ -304,7 +312,7 @@ class GrpcTransport(Transport):
         method: str,
         header: solver.Frame,
         arrays: Arrays,
-        ref: MatrixRef,
+        beside: Metadata,
         timeout: float | None,
         answer: tuple[str, Decode[T]],
     ) -> T:
@@ -316,7 +324,7 @@ class GrpcTransport(Transport):
         frames = None
         try:
             with self._translated():
-                frames = getattr(connection.bulk, method)(upload, timeout=timeout, metadata=self._headers(ref))
+                frames = getattr(connection.bulk, method)(upload, timeout=timeout, metadata=beside)
                 recalled_by(frames.cancel)
                 streams.expect(frames, "ready")
                 upload.go()

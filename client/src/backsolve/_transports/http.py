@@ -32,6 +32,7 @@ from ..config import Endpoint, resolve
 from ..errors import InvalidOptionError, MalformedError, NeedMatrixError, NeedValuesError
 from ..types import Array, Holding, MatrixRef, ServerInfo
 from .base import (
+    REPEATED_HEADER,
     Call,
     InfoCall,
     JvpCall,
@@ -142,23 +143,27 @@ class RestCalls:
             timeout,
             _room(shape, call.rhs.dtype),
             brought=call.values is not None,
+            repeated=call.repeated,
         )
 
     def vjp(self, call: VjpCall, timeout: float | None) -> Trips[VjpReply]:
         """POST /v1/vjp."""
         # How many values A has only the server knows here: such a reply goes over the connection.
         room = _room(call.cotangent.shape, call.cotangent.dtype) if "values" not in call.want else 0
-        return self._call("/v1/vjp", call.ref, vjp_body(call), read_vjp_reply, timeout, room)
+        return self._call("/v1/vjp", call.ref, vjp_body(call), read_vjp_reply, timeout, room, repeated=call.repeated)
 
     def jvp(self, call: JvpCall, timeout: float | None) -> Trips[SolveReply]:
         """POST /v1/jvp."""
         like = call.b_tangent if call.b_tangent is not None else call.x
         room = 0 if like is None else _room(like.shape, like.dtype)
-        return self._call("/v1/jvp", call.ref, jvp_body(call), read_solve_reply, timeout, room)
+        return self._call("/v1/jvp", call.ref, jvp_body(call), read_solve_reply, timeout, room, repeated=call.repeated)
 
     def put(self, call: PutCall, timeout: float | None) -> Trips[MatrixRef]:
         """PUT /v1/matrices/{ref}."""
-        reply = yield from self._request("PUT", _matrix_path(call.ref), put_body(call), timeout, _JSON, call.ref)
+        more = f"{REPEATED_HEADER}: 1\r\n" if call.repeated else ""
+        reply = yield from self._request(
+            "PUT", _matrix_path(call.ref), put_body(call), timeout, _JSON, call.ref, more=more
+        )
         document = _json_object(reply)
         return ref_from_key(document.get("ref"))
 
@@ -196,13 +201,17 @@ class RestCalls:
         room: int,
         *,
         brought: bool = False,
+        repeated: bool = False,
     ) -> Trips[T]:
         """POST a call; `room` bytes of tensors may come back; `brought`: the values of the matrix come with it."""
         unasked = BRING_UNASKED_BYTES if brought else ASK_FIRST_BYTES
         if body.nbytes > unasked and ref not in self._accepted:
             _require((yield from self._holding(ref, timeout)), brought=brought)
+        more = "backsolve-brings: values\r\n" if brought else ""
+        if repeated:
+            more += f"{REPEATED_HEADER}: 1\r\n"
         try:
-            reply = yield from self._request("POST", path, body, timeout, MEDIA_TYPE, ref, room, brought=brought)
+            reply = yield from self._request("POST", path, body, timeout, MEDIA_TYPE, ref, room, more)
         except (NeedMatrixError, NeedValuesError):
             self._accepted.pop(ref, None)
             raise
@@ -231,11 +240,12 @@ class RestCalls:
         accept: str,
         ref: MatrixRef | None = None,
         room: int = 0,
-        *,
-        brought: bool = False,
+        more: str = "",
     ) -> Trips[HttpReply]:
-        """One request whose failure is raised as the error it stands for; `room` bytes of tensors may come back."""
-        more = "backsolve-brings: values\r\n" if brought else ""
+        """One request whose failure is raised as the error it stands for.
+
+        With `more` header lines; `room` bytes of tensors may come back.
+        """
         reply = yield from self._shared_exchange(method, path, body, timeout, accept, ref, room, more)
         if reply is None:
             reply = yield from self._exchange(method, path, body, timeout, accept, ref, more)

@@ -220,18 +220,19 @@ class DataPlane:
         self._check_open()
         self._calls.refuse_missing(ref, self._cache.holding(context.tenant, ref), brought=brought)
 
-    def refuse_when_full(self, calls: int) -> None:
+    def refuse_when_full(self, calls: int, context: CallContext) -> None:
         """Turn a call away on its header when there is no room to queue for it, before its body is read and hashed.
 
         Args:
             calls: that the transport has let in and not answered yet.
+            context: of the call.
 
         Raises:
             DrainingError: the service is shutting down.
             QueueFullError: it would be refused after all that work.
         """
         self._check_open()
-        self._scheduler.refuse_when_full(calls)
+        self._scheduler.refuse_when_full(calls, context)
 
     def find(self, refs: Sequence[MatrixRef], context: CallContext) -> list[Holding]:
         """How much of each matrix is held."""

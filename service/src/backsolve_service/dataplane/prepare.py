@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -249,11 +249,12 @@ class Preparer:
         made = self._cache.get_factor(
             entry,
             spec,
-            lambda: self._scheduler.order_update(under.ref, operand, spec, tenant=entry.tenant),
+            lambda: self._scheduler.order_update(under.ref, operand, spec, context),
             context,
             predicted_nbytes(operand),
             (entry.pattern.base, under.built_as),
         )
+        self._keep_place(made, context)
         return replace(
             under,
             ref=made.value,
@@ -322,6 +323,7 @@ class Preparer:
             lambda: self._analyze(choice, entry, here=here),
             context,
         )
+        self._keep_place(symbolic, context)
         if choice.most_fill is not None and choice.fallback is not None:
             fill = symbolic.value.predicted_fill()
             if fill is None or fill > choice.most_fill:
@@ -335,11 +337,12 @@ class Preparer:
             entry,
             choice.spec,
             lambda: self._scheduler.order_factor(
-                symbolic.value, entry.operand, choice.spec, tenant=entry.tenant, here=here
+                symbolic.value, entry.operand, choice.spec, context=context, here=here
             ),
             context,
             self._predicted_bytes(entry, choice, symbolic.value),
         )
+        self._keep_place(factor, context)
         self._seen.setdefault(entry.pattern, {})[_kind(choice, entry)] = (
             factor.value.device_nbytes or factor.value.nbytes
         )
@@ -372,6 +375,11 @@ class Preparer:
         self._telemetry.count("analyses")
         pattern = general(entry.pattern.pattern)
         return self._scheduler.order_analysis(choice.spec, pattern, tenant=entry.tenant, here=here)
+
+    def _keep_place(self, found: Found[Any], context: CallContext) -> None:
+        """What a call has waited for was not for nothing: it is not turned away before its next job."""
+        if found.lookup != "hit":
+            self._scheduler.keep_place(context)
 
     def _count(self, symbolic: Found[Symbolic], factor: Found[FactorRef], choice: Choice) -> None:
         if symbolic.lookup == "miss":

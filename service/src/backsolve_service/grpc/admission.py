@@ -10,6 +10,7 @@ from typing import Any, final
 import grpc
 
 from backsolve._rpc.status import DETAILS_KEY, encode_error
+from backsolve._transports.base import REPEATED_HEADER
 from backsolve.errors import WIRE, BacksolveError, InternalError
 
 from ..callers import Callers
@@ -26,6 +27,7 @@ _MESSAGE_CHARACTERS = 400
 
 _log = logging.getLogger(__name__)
 
+Refuse = Callable[[int, CallContext], None]
 ErrorTable = Mapping[str, "grpc.StatusCode"]
 STATUS_CODES: ErrorTable = {form.grpc: grpc.StatusCode[form.grpc] for form in WIRE.values()}
 
@@ -54,12 +56,12 @@ class Admission:
         self._lock = threading.Lock()
         self._under_way = 0
 
-    def let_in(self, context: Any, refuse_when_full: Callable[[int], None]) -> "Admitted":
+    def let_in(self, context: Any, refuse_when_full: "Refuse") -> "Admitted":
         """As `admit`, for what may have to queue: refused while that is cheap when there is no room.
 
         Args:
             context: gRPC's.
-            refuse_when_full: given how many such calls are under way, raises what refuses one more.
+            refuse_when_full: given how many such calls are under way, and one more, raises what refuses that.
         """
         return Admitted(self, context, refuse_when_full)
 
@@ -79,10 +81,10 @@ class Admission:
         """
         return self._callers.tenant(_token(header), "send metadata 'authorization: Bearer <token>'")
 
-    def enter(self, refuse_when_full: Callable[[int], None]) -> None:
+    def enter(self, refuse_when_full: "Refuse", call: CallContext) -> None:
         """One more that may have to queue is under way, unless it is refused."""
         with self._lock:
-            refuse_when_full(self._under_way)
+            refuse_when_full(self._under_way, call)
             self._under_way += 1
 
     def leave(self) -> None:
@@ -106,7 +108,7 @@ class Admitted:
 
     __slots__ = ("_admission", "_context", "_handled", "_refuse_when_full", "_request_id", "_under_way")
 
-    def __init__(self, admission: Admission, context: Any, refuse_when_full: Callable[[int], None] | None) -> None:
+    def __init__(self, admission: Admission, context: Any, refuse_when_full: Refuse | None) -> None:
         self._admission, self._context, self._refuse_when_full = admission, context, refuse_when_full
         self._handled = self._under_way = False
         self._request_id = ""
@@ -121,9 +123,10 @@ class Admitted:
         endless = left is None or left > _NO_DEADLINE_SECONDS
         try:
             tenant = self._admission.tenant(metadata.get("authorization", ""))
-            call = CallContext.within(None if endless else left, "grpc", self._request_id, tenant)
+            repeated = REPEATED_HEADER in metadata
+            call = CallContext.within(None if endless else left, "grpc", self._request_id, tenant, repeated=repeated)
             if self._refuse_when_full is not None:
-                self._admission.enter(self._refuse_when_full)
+                self._admission.enter(self._refuse_when_full, call)
                 self._under_way = True
         except Exception as error:
             self._admission.end(context, error, self._request_id)

@@ -1,6 +1,11 @@
-"""Requests that are no protobuf at all: refused like any other malformed call, not as a fault of the server."""
+"""How requests are read: after their call was let in, and leniently.
 
-from collections.abc import Callable
+A message is asked for by whoever handles its call, as those of a stream are. So a call that there is no room for is
+refused on its header, its message neither parsed nor waited for. What is no protobuf at all is refused like any other
+malformed call, not as a fault of the server.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import grpc
@@ -17,22 +22,26 @@ class Unreadable:
         return "unreadable"
 
 
-def check_readable(request: Any) -> None:
-    """Refuse a request that could not be parsed.
+def only_message(requests: Iterator[Any]) -> Any:
+    """The one message of a unary call.
 
     Raises:
-        MalformedError: it is none of ours.
+        MalformedError: there is none, or it is none of ours.
     """
+    request = next(requests, None)
+    if request is None:
+        raise MalformedError("the call brings no message: see backsolve/v1")
     if isinstance(request, Unreadable):
         raise MalformedError("the request is not the protobuf message that this method takes: see backsolve/v1")
+    return request
 
 
 @final
 class ReadableRequests(grpc.ServerInterceptor):  # type: ignore[misc]  # gRPC has no types
-    """Hands unparsable requests of our own methods on as `Unreadable`.
+    """Hands the requests of our own methods on as iterators, and unparsable ones as `Unreadable`.
 
     Args:
-        services: full names of the services whose methods know what to do with it.
+        services: full names of the services whose methods know what to do with that.
     """
 
     def __init__(self, services: tuple[str, ...]) -> None:
@@ -40,7 +49,7 @@ class ReadableRequests(grpc.ServerInterceptor):  # type: ignore[misc]  # gRPC ha
         self._handlers: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        """The method's handler, its parser made lenient."""
+        """The method's handler, which reads for itself, its parser made lenient."""
         if not details.method.startswith(self._prefixes):
             return continuation(details)
         if details.method not in self._handlers:
@@ -59,7 +68,8 @@ def _lenient(handler: Any) -> Any:
             return Unreadable()
 
     kinds = {
-        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
+        # On the wire a unary call is a stream of one message.
+        (False, False): (grpc.stream_unary_rpc_method_handler, handler.unary_unary),
         (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
         (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }

@@ -19,6 +19,7 @@ from ..unixsocket import SocketFile
 from .admission import Admission
 from .reading import ReadableRequests
 from .servicer import MatricesServicer, SolverServicer
+from .stall import Stalls
 
 if TYPE_CHECKING:
     from ..dataplane.plane import DataPlane
@@ -31,6 +32,9 @@ _SPARE_HANDLERS = 32
 plane, which knows why, is the one that refuses calls."""
 
 _HEALTH_THREADS = 2
+
+STALL_SECONDS = 60.0
+"""A call of which nothing arrives for this long, while it is being read, is given up."""
 
 _OPTIONS = [
     *channel_options(),
@@ -87,11 +91,12 @@ class GrpcServer:
         self._health_handlers = ThreadPoolExecutor(_HEALTH_THREADS, "backsolve-grpc-health")
         lenient = ReadableRequests((SOLVER, MATRICES))
         self._server = grpc.server(self._handlers, interceptors=[lenient], options=_OPTIONS)
-        admission = Admission(
+        self._admission = admission = Admission(
             Callers(config.token, config.tenants), lambda error, request_id: plane.refused(error, "grpc", request_id)
         )
-        add_SolverServicer_to_server(SolverServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
-        add_MatricesServicer_to_server(MatricesServicer(plane, admission), self._server)  # type: ignore[no-untyped-call]
+        self._stalls = Stalls(STALL_SECONDS)
+        add_SolverServicer_to_server(SolverServicer(plane, admission, self._stalls), self._server)  # type: ignore[no-untyped-call]
+        add_MatricesServicer_to_server(MatricesServicer(plane, admission, self._stalls), self._server)  # type: ignore[no-untyped-call]
         self._health = _add_health(self._server, self._health_handlers)
         names = (SOLVER, MATRICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
@@ -119,6 +124,7 @@ class GrpcServer:
         if self._config.unix is not None:
             self._config.unix.remove()
         self._server.stop(grace).wait()
+        self._stalls.close()
         self._health_handlers.shutdown(wait=False)
         self._handlers.shutdown(wait=False)
 

@@ -1,4 +1,7 @@
-"""The services `Solver` and `Matrices`: messages in, the data plane, messages out."""
+"""The services `Solver` and `Matrices`: messages in, the data plane, messages out.
+
+Every method is given its messages as an iterator (`reading.ReadableRequests`), and asks for them once it is let in.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -13,17 +16,15 @@ from backsolve.v1 import solver_pb2 as solver
 from ..arriving import LEAST_BYTES, UploadDigests
 from ..context import CallContext
 from .admission import Admission
-from .reading import check_readable
-from .stall import Watched
+from .reading import only_message
+from .stall import Stalls
 
 if TYPE_CHECKING:
     from ..dataplane.plane import DataPlane
 
-STALL_SECONDS = 60.0
-"""An upload of which nothing arrives for this long is given up."""
-
 Reply = TypeVar("Reply", SolveReply, VjpReply)
 Frames = Iterator[solver.Frame]
+Messages = Iterator[Any]
 
 
 def _check_unary(payload: int, stream: str) -> None:
@@ -38,6 +39,16 @@ def _check_unary(payload: int, stream: str) -> None:
             limit=framing.UNARY_BYTES,
             size=payload,
         )
+
+
+def _read(stalls: Stalls, messages: Messages, context: Any) -> Any:
+    """The message of a unary call.
+
+    Raises:
+        MalformedError: there is none, or it is none of ours.
+    """
+    with stalls.watched(messages, context) as watched:
+        return only_message(watched)
 
 
 _LAYOUTS: Mapping[int, str] = {
@@ -66,26 +77,28 @@ class SolverServicer:
     Args:
         plane: what answers.
         admission: checks of callers and endings of calls.
+        stalls: looks after what is being read.
     """
 
-    def __init__(self, plane: "DataPlane", admission: Admission) -> None:
+    def __init__(self, plane: "DataPlane", admission: Admission, stalls: Stalls) -> None:
         self._plane = plane
         self._admission = admission
+        self._stalls = stalls
 
-    def Solve(self, request: solver.SolveRequest, context: Any) -> Any:  # noqa: N802
+    def Solve(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """Solve."""
         plane = self._plane
-        return self._unary(request, context, "SolveStream", calls.decode_solve, plane.solve, replies.encode_solved)
+        return self._unary(messages, context, "SolveStream", calls.decode_solve, plane.solve, replies.encode_solved)
 
-    def Vjp(self, request: solver.VjpRequest, context: Any) -> Any:  # noqa: N802
+    def Vjp(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """One adjoint solve."""
         plane = self._plane
-        return self._unary(request, context, "VjpStream", calls.decode_vjp, plane.vjp, replies.encode_pulled)
+        return self._unary(messages, context, "VjpStream", calls.decode_vjp, plane.vjp, replies.encode_pulled)
 
-    def Jvp(self, request: solver.JvpRequest, context: Any) -> Any:  # noqa: N802
+    def Jvp(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """One tangent solve."""
         plane = self._plane
-        return self._unary(request, context, "JvpStream", calls.decode_jvp, plane.jvp, replies.encode_pushed)
+        return self._unary(messages, context, "JvpStream", calls.decode_jvp, plane.jvp, replies.encode_pushed)
 
     def SolveStream(self, frames: Frames, context: Any) -> Frames:  # noqa: N802
         """Solve, of any size."""
@@ -102,21 +115,21 @@ class SolverServicer:
         plane, kinds = self._plane, ("jvp", "pushed")
         return self._stream(frames, context, kinds, calls.decode_jvp, plane.jvp, replies.encode_pushed)
 
-    def GetServerInfo(self, request: solver.GetServerInfoRequest, context: Any) -> Any:  # noqa: N802
+    def GetServerInfo(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """Versions, limits and methods."""
         with self._admission.admit(context):
-            check_readable(request)
+            _read(self._stalls, messages, context)
             return replies.encode_info(self._plane.info())
 
-    def GetStats(self, request: solver.GetStatsRequest, context: Any) -> Any:  # noqa: N802
+    def GetStats(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """Counters of the data plane."""
         with self._admission.admit(context):
-            check_readable(request)
+            _read(self._stalls, messages, context)
             return solver.GetStatsResponse(counters=self._plane.stats())
 
     def _unary(
         self,
-        request: Any,
+        messages: Messages,
         context: Any,
         stream: str,
         decode: Callable[[Any, calls.Given], Any],
@@ -125,7 +138,7 @@ class SolverServicer:
     ) -> Any:
         """One call in one message each way; `stream` names its twin for what is larger."""
         with self._admission.let_in(context, self._plane.refuse_when_full) as call:
-            check_readable(request)
+            request = _read(self._stalls, messages, context)
             _check_unary(framing.payload_bytes(request), stream)
             arrays = framing.embedded(request, self._plane.limits.max_payload_bytes)
             message, results = encode(answer(decode(request, arrays), call))
@@ -146,7 +159,7 @@ class SolverServicer:
         """One call in chunks: header, `ready` or an error, chunks; then the reply the same way."""
         asked, answered = kinds
         with self._admission.let_in(context, self._plane.refuse_when_full) as call:
-            with Watched(frames, context, STALL_SECONDS) as watched:
+            with self._stalls.watched(frames, context) as watched:
                 header = streams.expect(watched, asked)
                 ref = calls.decode_ref(header.matrix)
                 target = framing.Assembler(header, self._plane.limits.max_payload_bytes)
@@ -168,23 +181,25 @@ class MatricesServicer:
     Args:
         plane: what keeps the matrices.
         admission: checks of callers and endings of calls.
+        stalls: looks after what is being read.
     """
 
-    def __init__(self, plane: "DataPlane", admission: Admission) -> None:
+    def __init__(self, plane: "DataPlane", admission: Admission, stalls: Stalls) -> None:
         self._plane = plane
         self._admission = admission
+        self._stalls = stalls
 
-    def Find(self, request: solver.FindRequest, context: Any) -> Any:  # noqa: N802
+    def Find(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """How much of each matrix is held."""
         with self._admission.admit(context) as call:
-            check_readable(request)
+            request = _read(self._stalls, messages, context)
             holdings = self._plane.find(calls.decode_refs(request.matrices), call)
             return solver.FindResponse(holdings=[f"HOLDING_{holding.name}" for holding in holdings])
 
     def Put(self, frames: Frames, context: Any) -> Any:  # noqa: N802
         """Take a matrix, or the values of one whose pattern is held."""
         with self._admission.let_in(context, self._plane.refuse_when_full) as call:
-            with Watched(frames, context, STALL_SECONDS) as watched:
+            with self._stalls.watched(frames, context) as watched:
                 header = streams.expect(watched, "put")
                 ref = calls.decode_ref(header.matrix)
                 target = framing.Assembler(header, self._plane.limits.max_payload_bytes)
@@ -199,9 +214,9 @@ class MatricesServicer:
             taken = None if digests is None else digests.taken
             return solver.PutResponse(matrix=calls.encode_ref(self._plane.put(put, call, taken)))
 
-    def Release(self, request: solver.ReleaseRequest, context: Any) -> Any:  # noqa: N802
+    def Release(self, messages: Messages, context: Any) -> Any:  # noqa: N802
         """Take the hint that this caller needs a matrix no longer."""
         with self._admission.admit(context) as call:
-            check_readable(request)
+            request = _read(self._stalls, messages, context)
             self._plane.release(calls.decode_ref(request.matrix), call)
             return solver.ReleaseResponse()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backsolve._rest.body import MEDIA_TYPE, aligned, decode
 from backsolve._rest.documents import info_to_json, ref_from_key
 from backsolve._rest.messages import put_base, read_put
-from backsolve._transports.base import PutCall
+from backsolve._transports.base import REPEATED_HEADER, PutCall
 from backsolve.errors import DigestMismatchError, DrainingError, MalformedError
 from backsolve.fingerprint import Taken
 from backsolve.matrix import Matrix
@@ -95,7 +95,7 @@ class Handlers:
         ref = None if named is None else ref_from_key(named)
         brought = exchange.headers.get("backsolve-brings", "").lower() == "values"
         allocate = aligned if brought else self._buffers.take  # brought values stay, and with them their buffer
-        with self._places.let_in(size) as place:
+        with self._places.let_in(size, context) as place:
             if ref is not None and size > ASK_FIRST_BYTES:
                 await self._run(partial(self._plane.require, ref, context, brought=brought))
             body = await self._body(exchange, size, sharing, place, allocate)
@@ -128,7 +128,7 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._places.let_in(size) as place:
+        with self._places.let_in(size, context) as place:
             body = await self._body(exchange, size, sharing, place)
             reply = await self._watched(exchange, context, partial(self._accept, source, body, sharing, context))
         await exchange.reply(reply)
@@ -152,7 +152,7 @@ class Handlers:
         context = self._context(exchange)
         sharing = sharing_of(exchange, source, self._registry)
         size = exchange.length(self._plane.limits.max_payload_bytes, sharing.nbytes)
-        with self._places.let_in(size) as place:
+        with self._places.let_in(size, context) as place:
             digests = None
             if size >= LEAST_BYTES and not sharing.nbytes and coding.request_coding(exchange) is None:
                 digests = BodyDigests(self._pool, lambda: self._plane.pattern(ref.pattern, context)[0].layout)
@@ -222,7 +222,13 @@ class Handlers:
         return self._plane.find([ref], context)[0]
 
     def _context(self, exchange: Exchange) -> CallContext:
-        return CallContext.within(timeout_seconds(exchange), "rest", exchange.request_id, exchange.tenant)
+        return CallContext.within(
+            timeout_seconds(exchange),
+            "rest",
+            exchange.request_id,
+            exchange.tenant,
+            repeated=REPEATED_HEADER in exchange.headers,
+        )
 
     def _check_open(self) -> None:
         if self.draining:

@@ -5,6 +5,7 @@ from typing import Any
 from backsolve import __version__
 from backsolve._rest.body import MEDIA_TYPE
 from backsolve._shared.spans import ANSWER_HEADER, SHARED_HEADER
+from backsolve._transports.base import REPEATED_HEADER
 from backsolve.errors import WIRE
 from backsolve.types import ErrorCode, Holding
 
@@ -262,6 +263,11 @@ def _call_parameters() -> list[Schema]:
         },
         _header(
             "backsolve-matrix", "the ref again, so that bulk for an unknown matrix is refused early", {"type": "string"}
+        ),
+        _header(
+            REPEATED_HEADER,
+            "any value: the server had no room for this call before, and it comes back when it was told to",
+            {"type": "string"},
         ),
         _header("backsolve-route-key", "first 16 hex digits of the pattern's digest, for proxies", {"type": "string"}),
         _header(

@@ -5,13 +5,15 @@ from typing import final
 
 from backsolve.errors import QueueFullError
 
+from ..context import CallContext
+
 
 @final
 class Places:
     """The calls that are being read, worked on or answered.
 
     Args:
-        refuse: given how many there are, raises what turns one more away.
+        refuse: given how many there are, and the one more, raises what turns it away.
         most_bytes: of all their bodies together.
 
     Attributes:
@@ -19,19 +21,19 @@ class Places:
         calls: how many there are now.
     """
 
-    def __init__(self, refuse: Callable[[int], None], most_bytes: int) -> None:
+    def __init__(self, refuse: Callable[[int, CallContext], None], most_bytes: int) -> None:
         self._refuse, self._most_bytes = refuse, most_bytes
         self.nbytes = 0
         self.calls = 0
 
-    def let_in(self, size: int) -> "Place":
+    def let_in(self, size: int, context: CallContext) -> "Place":
         """A place for one more, whose body has so many bytes; it ends with the `with` block.
 
         Raises:
             QueueFullError: there is no room to queue for it, or to read it.
             DrainingError: the service is shutting down.
         """
-        self._refuse(self.calls)
+        self._refuse(self.calls, context)
         return Place(self, size)
 
     def take(self, size: int) -> None:

@@ -57,16 +57,16 @@ class Stats:
 class OpenCall:
     """A call that was admitted, for as long as a `with` block lasts."""
 
-    __slots__ = ("_backlog", "_call")
+    __slots__ = ("_backlog", "_context")
 
-    def __init__(self, backlog: Backlog, call: int) -> None:
-        self._backlog, self._call = backlog, call
+    def __init__(self, backlog: Backlog, context: CallContext) -> None:
+        self._backlog, self._context = backlog, context
 
     def __enter__(self) -> None:
-        self._backlog.open_call(self._call)
+        self._backlog.open_call(self._context)
 
-    def __exit__(self, *_: object) -> None:
-        self._backlog.close_call(self._call)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._backlog.close_call(self._context, answered=kind is None)
 
 
 _AT_ONCE_BYTES = 16 << 20
@@ -133,13 +133,13 @@ class Scheduler:
         """Whether new calls are refused."""
         return self._backlog.draining
 
-    def refuse_when_full(self, calls: int) -> None:
+    def refuse_when_full(self, calls: int, context: CallContext) -> None:
         """Turn a call away before its body is read, with `calls` others under way.
 
         Raises:
             QueueFullError: as many wait, or will, as may.
         """
-        self._backlog.refuse_when_full(calls)
+        self._backlog.refuse_when_full(calls, context)
 
     def call(self, context: CallContext) -> "OpenCall":
         """Admit one call; what it asks for inside the `with` block is served even while draining.
@@ -147,7 +147,11 @@ class Scheduler:
         Raises:
             DrainingError: the service is shutting down.
         """
-        return OpenCall(self._backlog, id(context))
+        return OpenCall(self._backlog, context)
+
+    def keep_place(self, context: CallContext) -> None:
+        """Something was built for an admitted call: its next jobs are not refused because the queue is full by now."""
+        self._backlog.keep_place(context)
 
     def run(self, job: Callable[[], T], context: CallContext, *, nbytes: int = 0) -> T:
         """Call `job` on a worker and wait for it.
@@ -231,9 +235,18 @@ class Scheduler:
         return order
 
     def order_factor(
-        self, symbolic: Symbolic, operand: Operand, spec: FactorSpec, *, tenant: str = "", here: bool = False
+        self,
+        symbolic: Symbolic,
+        operand: Operand,
+        spec: FactorSpec,
+        *,
+        context: CallContext | None = None,
+        here: bool = False,
     ) -> "Order[FactorRef]":
-        """Have a matrix factorized where its method belongs, and the factor left there; as `order_analysis`."""
+        """Have a matrix factorized where its method belongs, and the factor left there; as `order_analysis`.
+
+        It is the tenant's time of `context`, whose call may have a place in the queue.
+        """
         order: Order[FactorRef] = Order()
         worker = self._place(self._home(spec))
 
@@ -242,11 +255,12 @@ class Scheduler:
             self._observer.factorized(spec.method, ref.pivots)
             return ref
 
-        self._order(worker, Task(work, order, tenant=tenant), order, here=here)
+        tenant = "" if context is None else context.tenant
+        self._order(worker, Task(work, order, tenant=tenant), order, context, here=here)
         return order
 
     def order_update(
-        self, base: FactorRef, operand: Operand, spec: FactorSpec, *, tenant: str = ""
+        self, base: FactorRef, operand: Operand, spec: FactorSpec, context: CallContext
     ) -> "Order[FactorRef]":
         """Have an update prepared where the factor of S is, and left there; otherwise as `order`.
 
@@ -254,8 +268,8 @@ class Scheduler:
         """
         order: Order[FactorRef] = Order()
         worker = base.worker
-        task = Task(lambda: worker.update(base, operand, spec, order.wanted), order, tenant=tenant)
-        self._order(worker, task, order)
+        task = Task(lambda: worker.update(base, operand, spec, order.wanted), order, tenant=context.tenant)
+        self._order(worker, task, order, context)
         return order
 
     def solving(
@@ -314,7 +328,7 @@ class Scheduler:
             return None
         begun, seconds = perf_counter(), 0.0
         try:
-            self._backlog.enter_running(nbytes, id(context))
+            self._backlog.enter_running(nbytes, context)
             try:
                 (found,) = worker.answer(ref, (rhs,), trans, controls)
             finally:
@@ -376,7 +390,7 @@ class Scheduler:
         self, worker: Worker, job: Job, ticket: Ticket[T], context: CallContext, *, at_once: bool = False
     ) -> Steps[T]:
         context.check()
-        self._enter(worker, job, id(context), at_once=at_once)
+        self._enter(worker, job, context, at_once=at_once)
         try:
             if not ticket.done:
                 yield ticket
@@ -388,19 +402,25 @@ class Scheduler:
             raise
 
     def _order(
-        self, worker: Worker, task: Task[T], future: "Future[Made[T]]", *, here: bool = False
+        self,
+        worker: Worker,
+        task: Task[T],
+        future: "Future[Made[T]]",
+        context: CallContext | None = None,
+        *,
+        here: bool = False,
     ) -> "Future[Made[T]]":
         def settled(done: "Future[Made[T]]") -> None:
             if done.cancelled():
                 worker.withdraw(task)
                 task.drop()
 
-        self._enter(worker, task, None, at_once=here)
+        self._enter(worker, task, context, at_once=here)
         future.add_done_callback(settled)
         return future
 
-    def _enter(self, worker: Worker, job: Job, call: int | None, *, at_once: bool = False) -> None:
-        self._backlog.enter(job.nbytes, call)
+    def _enter(self, worker: Worker, job: Job, context: CallContext | None, *, at_once: bool = False) -> None:
+        self._backlog.enter(job.nbytes, context)
         if at_once and worker.lend(job):
             return
         try:
