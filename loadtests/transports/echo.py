@@ -23,6 +23,7 @@ from backsolve.v1 import types_pb2 as types
 from backsolve_service.callers import Callers
 from backsolve_service.context import CallContext
 from backsolve_service.grpc.server import GrpcConfig, GrpcServer
+from backsolve_service.machine import keep_buffers
 from backsolve_service.rest.server import RestConfig, RestServer
 from backsolve_service.scheduling.steps import Steps
 from backsolve_service.sharing.control import ControlServer
@@ -117,6 +118,7 @@ def receive(connection: socket.socket, target: np.ndarray[Any, Any]) -> None:
 
 def main() -> None:
     """Serve until standard input ends."""
+    keep_buffers()  # as the service does
     folder = Path(sys.argv[1])
     quotas = Quotas(total_bytes=4 * _GIB, caller_bytes=2 * _GIB, total_regions=64, caller_regions=32)
     control = ControlServer(SocketFile(folder / "shared", _MODE), Registry(quotas), Callers(), INSTANCE)

@@ -26,8 +26,9 @@ from support.factors import PATIENCE, Hold, held_up, until
 from support.rest import serving
 from support.systems import convection
 
-NEWCOMER = CallContext.within(60.0, "rest")
-REPEATED = CallContext.within(60.0, "rest", repeated=True)
+
+def newcomer(*, repeated: bool = False) -> CallContext:
+    return CallContext.within(3600.0, "rest", repeated=repeated)
 
 
 def full(most: int, *, answered: int = 0) -> Backlog:
@@ -36,7 +37,7 @@ def full(most: int, *, answered: int = 0) -> Backlog:
     backlog.enter(0, None)
     backlog.started(1, 0.0)
     for _ in range(answered):
-        context = CallContext.within(60.0, "rest")
+        context = newcomer()
         backlog.open_call(context)
         backlog.enter(0, context)
         backlog.withdrawn(0)
@@ -63,7 +64,7 @@ def test_each_is_told_a_turn_of_its_own_as_far_apart_as_calls_are_served() -> No
 def test_calls_that_failed_say_nothing_of_how_fast_others_are_served() -> None:
     backlog = full(4, answered=60)
     before = backlog._interval
-    failed, idle = (CallContext.within(60.0, "rest") for _ in range(2))
+    failed, idle = (newcomer() for _ in range(2))
     for context in (failed, idle):
         backlog.open_call(context)
     with pytest.raises(QueueFullError):
@@ -75,33 +76,34 @@ def test_calls_that_failed_say_nothing_of_how_fast_others_are_served() -> None:
 
 def test_a_call_is_turned_away_for_those_on_their_way_as_for_those_who_wait() -> None:
     backlog = Backlog(4, 1 << 20, Silent())
-    backlog.refuse_when_full(3, NEWCOMER)
+    backlog.refuse_when_full(3, newcomer())
     with pytest.raises(QueueFullError, match="at most 4"):
         backlog.refuse_when_full(4, CallContext.within(0.01, "rest"))  # which gets no turn
     backlog.enter(0, None)
     backlog.started(1, 0.0)
-    backlog.refuse_when_full(4, NEWCOMER)  # one of them is being served
+    backlog.refuse_when_full(4, newcomer())  # one of them is being served
     for _ in range(4):
         backlog.enter(0, None)
     with pytest.raises(QueueFullError):
-        backlog.refuse_when_full(0, NEWCOMER)
+        backlog.refuse_when_full(0, newcomer())
 
 
 def test_newcomers_do_not_take_the_place_of_whoever_was_told_to_come_back() -> None:
     backlog = full(4, answered=60)
-    refusal(backlog, NEWCOMER)
+    backlog._interval = 10.0  # its turn is long after this test
+    refusal(backlog, newcomer())
     for _ in range(2):
         backlog.withdrawn(0)
     with pytest.raises(QueueFullError, match="at most 2, the rest is kept for those who were turned away before"):
-        backlog.refuse_when_full(0, NEWCOMER)
-    backlog.refuse_when_full(0, REPEATED)
+        backlog.refuse_when_full(0, newcomer())
+    backlog.refuse_when_full(0, newcomer(repeated=True))
     backlog.withdrawn(0)
-    backlog.refuse_when_full(0, NEWCOMER)
+    backlog.refuse_when_full(0, newcomer())
 
 
 def test_who_something_was_built_for_is_not_turned_away_afterwards() -> None:
     backlog = full(4)
-    context = CallContext.within(60.0, "rest")
+    context = newcomer()
     backlog.open_call(context)
     refusal(backlog, context)
     backlog.keep_place(context)

@@ -51,7 +51,7 @@ def counted(transport: GrpcTransport, monkeypatch: pytest.MonkeyPatch) -> list[s
     """The names of the methods that are called, in their order; on which channel says the prefix."""
     seen: list[str] = []
     connection = transport._connection()
-    for channel in ("stub", "bulk", "bulk_matrices"):
+    for channel in ("stub", "bulk"):
         stub = getattr(connection, channel)
         for name in [name for name in vars(stub) if not name.startswith("_")]:
             method = getattr(stub, name)

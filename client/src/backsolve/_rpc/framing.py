@@ -98,13 +98,13 @@ def embed(message: Message, arrays: Mapping[str, Array]) -> None:
         getattr(message, name).data = _bytes_of(array).tobytes()
 
 
-def chunks(message: Message, arrays: Mapping[str, Array]) -> Iterator[tuple[int, int, bytes]]:
-    """Cut the data of `arrays`, described in `message`, into (field number, offset, piece)."""
+def chunks(message: Message, arrays: Mapping[str, Array]) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    """Cut the data of `arrays`, described in `message`, into (field number, offset, piece); pieces are views."""
     for name, array in arrays.items():
         number = message.DESCRIPTOR.fields_by_name[name].number
         data = _bytes_of(array)
         for offset in range(0, data.size, CHUNK_BYTES):
-            yield number, offset, data[offset : offset + CHUNK_BYTES].tobytes()
+            yield number, offset, data[offset : offset + CHUNK_BYTES]
 
 
 def payload_bytes(message: Message) -> int:
@@ -177,7 +177,7 @@ class Assembler:
         """Whether every byte is there."""
         return not self._targets
 
-    def add(self, number: int, offset: int, data: bytes) -> None:
+    def add(self, number: int, offset: int, data: bytes | memoryview) -> None:
         """Take a piece of the tensor with this field number.
 
         Raises:

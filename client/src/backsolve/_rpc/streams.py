@@ -12,9 +12,10 @@ from ..types import Array
 from ..v1 import solver_pb2 as solver
 from ..v1 import types_pb2 as types
 from . import framing
+from .pieces import Frame, Piece
 
 
-def expect(frames: Iterator[solver.Frame], kind: str) -> Any:
+def expect(frames: Iterator[Frame], kind: str) -> Any:
     """The message in the next frame, which must be of this kind (a field of `Frame`).
 
     Raises:
@@ -27,9 +28,7 @@ def expect(frames: Iterator[solver.Frame], kind: str) -> Any:
     return getattr(frame, kind)
 
 
-def receive(
-    frames: Iterable[solver.Frame], target: framing.Assembler, elements: list[types.Element] | None = None
-) -> None:
+def receive(frames: Iterable[Frame], target: framing.Assembler, elements: list[types.Element] | None = None) -> None:
     """Read a stream to its end: chunks into `target`, elements of a certificate into `elements`.
 
     Raises:
@@ -40,16 +39,16 @@ def receive(
         kind = frame.WhichOneof("kind")
         if kind == "chunk":
             target.add(frame.chunk.tensor, frame.chunk.offset, frame.chunk.data)
-        elif kind == "elements" and elements is not None:
+        elif kind == "elements" and elements is not None and isinstance(frame, solver.Frame):
             elements.extend(frame.elements.elements)
         else:
             raise MalformedError(f"a frame of kind {kind} came among the chunks")
 
 
-def chunk_frames(message: framing.Message, arrays: Mapping[str, Array]) -> Iterator[solver.Frame]:
-    """The data of `arrays`, which `message` has announced."""
+def chunk_frames(message: framing.Message, arrays: Mapping[str, Array]) -> Iterator[Frame]:
+    """The data of `arrays`, which `message` has announced; views of them."""
     for number, offset, data in framing.chunks(message, arrays):
-        yield solver.Frame(chunk=solver.Chunk(tensor=number, offset=offset, data=data))
+        yield Piece(number, offset, data)
 
 
 def element_frames(elements: list[types.Element]) -> Iterator[solver.Frame]:
@@ -60,7 +59,7 @@ def element_frames(elements: list[types.Element]) -> Iterator[solver.Frame]:
 
 
 @final
-class Upload(Iterator[solver.Frame]):
+class Upload(Iterator[Frame]):
     """The frames a client sends: the header at once, the chunks after `go`.
 
     A transport takes them in a thread of its own, which waits here; so `stop` must follow
@@ -72,12 +71,12 @@ class Upload(Iterator[solver.Frame]):
         on_sent: hears how many payload bytes go out, chunk by chunk.
     """
 
-    def __init__(self, header: solver.Frame, chunks: Iterator[solver.Frame], on_sent: Callable[[int], None]) -> None:
+    def __init__(self, header: solver.Frame, chunks: Iterator[Frame], on_sent: Callable[[int], None]) -> None:
         self._decided = threading.Event()
         self._stopped = False
         self._frames = self._generate(header, chunks, on_sent)
 
-    def __next__(self) -> solver.Frame:
+    def __next__(self) -> Frame:
         return next(self._frames)
 
     def go(self) -> None:
@@ -90,8 +89,8 @@ class Upload(Iterator[solver.Frame]):
         self._decided.set()
 
     def _generate(
-        self, header: solver.Frame, chunks: Iterator[solver.Frame], on_sent: Callable[[int], None]
-    ) -> Iterator[solver.Frame]:
+        self, header: solver.Frame, chunks: Iterator[Frame], on_sent: Callable[[int], None]
+    ) -> Iterator[Frame]:
         yield header
         self._decided.wait()
         for frame in chunks:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from .._forkgate import ForkGate
-from .._rpc import calls, framing, replies, streams
+from .._rpc import calls, framing, pieces, replies, streams
 from .._rpc.status import DETAILS_KEY, decode_error
 from ..errors import (
     BacksolveError,
@@ -41,6 +41,9 @@ from .recall import CURRENT, recalled_by
 T = TypeVar("T")
 Arrays = Mapping[str, Array]
 Metadata = list[tuple[str, str]]
+_SOLVER = solver.DESCRIPTOR.services_by_name["Solver"].full_name
+_MATRICES = solver.DESCRIPTOR.services_by_name["Matrices"].full_name
+
 _ASK_BYTES = 256 << 10
 """No server takes less in a message: calls up to here are made without asking for its limits."""
 _CLOSED = "the client is closed: make a new one"
@@ -192,7 +195,7 @@ class GrpcTransport(Transport):
         upload.go()
         try:
             with self._translated():
-                reply = self._wait(connection.bulk_matrices.Put, upload, beside, timeout)
+                reply = self._wait(connection.bulk.Put, upload, beside, timeout)
         finally:
             upload.stop()
         return calls.decode_ref(_message(reply).matrix)
@@ -387,14 +390,23 @@ class _Connection:
         control, bulk = self._channels
         self.stub: Any = SolverStub(control)  # type: ignore[no-untyped-call]
         self.matrices: Any = MatricesStub(control)  # type: ignore[no-untyped-call]
-        self.bulk: Any = SolverStub(bulk)  # type: ignore[no-untyped-call]
-        self.bulk_matrices: Any = MatricesStub(bulk)  # type: ignore[no-untyped-call]
+        self.bulk = _Bulk(bulk)
         self.sent, self.received = _Counter(), _Counter()
         self.limits: Limits | None = None
 
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
+
+
+@final
+class _Bulk:
+    """The streams of both services, by their names, with frames that go past protobuf."""
+
+    def __init__(self, channel: Any) -> None:
+        for name in ("SolveStream", "VjpStream", "JvpStream"):
+            setattr(self, name, channel.stream_stream(f"/{_SOLVER}/{name}", pieces.write, pieces.read))
+        self.Put = channel.stream_unary(f"/{_MATRICES}/Put", pieces.write, solver.PutResponse.FromString)
 
 
 def _channel(target: str, credentials: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import grpc
 
+from backsolve._rpc import pieces
 from backsolve.errors import MalformedError
 
 
@@ -61,9 +62,13 @@ class ReadableRequests(grpc.ServerInterceptor):  # type: ignore[misc]  # gRPC ha
 
 
 def _lenient(handler: Any) -> Any:
+    # All messages of streams are frames.
+    parse = pieces.read if handler.request_streaming else handler.request_deserializer
+    serialize = pieces.write if handler.response_streaming else handler.response_serializer
+
     def deserialize(data: bytes) -> Any:
         try:
-            return handler.request_deserializer(data)
+            return parse(data)
         except Exception:  # protobuf's own class differs between its implementations
             return Unreadable()
 
@@ -74,4 +79,4 @@ def _lenient(handler: Any) -> Any:
         (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }
     make, behaviour = kinds[(handler.request_streaming, handler.response_streaming)]
-    return make(behaviour, deserialize, handler.response_serializer)
+    return make(behaviour, deserialize, serialize)

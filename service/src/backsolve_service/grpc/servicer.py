@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from backsolve._rpc import calls, framing, replies, streams
+from backsolve._rpc.pieces import Frame
 from backsolve._transports.base import SolveReply, VjpReply
 from backsolve.errors import PayloadTooLargeError
 from backsolve.pattern import AnyPattern, DensePattern, Pattern, StructuredPattern
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..dataplane.plane import DataPlane
 
 Reply = TypeVar("Reply", SolveReply, VjpReply)
-Frames = Iterator[solver.Frame]
+Frames = Iterator[Frame]
 Messages = Iterator[Any]
 
 
