@@ -179,6 +179,20 @@ def test_a_full_server_is_asked_whether_it_has_room_before_it_is_sent_values() -
     assert calls() == [(True, False)], "there has been room for a while"
 
 
+def test_values_go_unnamed_only_where_they_go_unasked() -> None:
+    class Overlapping:
+        overlaps = True
+
+    exchange, values = Exchange(HERE, 60.0), np.random.default_rng(88_120).normal(size=(3, 64, 64))
+    first, second, third = (Matrix(DensePattern((64, 64)), each) for each in values)
+    replica = exchange.fleet.members[0]
+    replica.carried_by(Overlapping())
+    replica.news.missed(first.ref)
+    assert exchange.name(second, "solve").ref.is_unnamed
+    replica.news.refused()
+    assert exchange.name(third, "solve").ref == third.ref
+
+
 def test_values_alone_may_come_too_late() -> None:
     progress = begin(Exchange(HERE, 60.0), dense())
     progress.fail(NeedValuesError("no"))

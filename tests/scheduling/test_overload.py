@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from backsolve._transports.base import PutCall, SolveCall
+from backsolve._transports.base import JvpCall, PutCall, SolveCall, VjpCall
 from backsolve._transports.grpc import GrpcTransport
 from backsolve._transports.http import HttpTransport
 from backsolve.errors import QueueFullError
@@ -64,12 +64,14 @@ def test_each_is_told_a_turn_of_its_own_as_far_apart_as_calls_are_served() -> No
 def test_calls_that_failed_say_nothing_of_how_fast_others_are_served() -> None:
     backlog = full(4, answered=60)
     before = backlog._interval
-    failed, idle = (newcomer() for _ in range(2))
-    for context in (failed, idle):
+    backlog.withdrawn(0)
+    refused, failed, idle = (newcomer() for _ in range(3))
+    for context in (refused, failed, idle):
         backlog.open_call(context)
-    with pytest.raises(QueueFullError):
-        backlog.enter(0, failed)
-    backlog.close_call(failed, answered=False)
+    backlog.enter(0, failed)
+    refusal(backlog, refused)
+    for context in (refused, failed):
+        backlog.close_call(context, answered=False)
     backlog.close_call(idle, answered=True)  # it had nothing to ask of the queue
     assert backlog._interval == before
 
@@ -163,6 +165,28 @@ def test_a_full_queue_costs_neither_upload_nor_hash(plane: DataPlane, transport:
     np.testing.assert_allclose(a @ transport.solve(solve, PATIENCE).x, np.ones(matrix.n), atol=1e-10)
 
 
+def test_a_server_hears_which_calls_it_had_no_room_for_before(
+    plane: DataPlane, transport: HttpTransport | GrpcTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = Matrix(Pattern.from_csr(convection(12)), convection(12).data)
+    transport.put(PutCall(matrix.ref, matrix), PATIENCE)
+    heard: list[bool] = []
+    refuse = plane._scheduler.refuse_when_full
+
+    def listening(calls: int, context: CallContext) -> None:
+        heard.append(context.repeated)
+        refuse(calls, context)
+
+    monkeypatch.setattr(plane._scheduler, "refuse_when_full", listening)
+    ones = np.ones(matrix.n)
+    for repeated in (False, True):
+        transport.solve(SolveCall(matrix.ref, Options(), ones, repeated=repeated), PATIENCE)
+        transport.vjp(VjpCall(matrix.ref, Options(), ones, repeated=repeated), PATIENCE)
+        transport.jvp(JvpCall(matrix.ref, Options(), None, ones, None, repeated=repeated), PATIENCE)
+        transport.put(PutCall(matrix.ref, matrix, repeated=repeated), PATIENCE)
+    assert heard == [False] * 4 + [True] * 4
+
+
 def test_over_grpc_a_call_is_refused_before_its_message_is_there(plane: DataPlane) -> None:
     server = GrpcServer(plane, GrpcConfig(port=0, queue_depth=2))
     server.start()
@@ -181,31 +205,39 @@ def test_over_grpc_a_call_is_refused_before_its_message_is_there(plane: DataPlan
     server.stop(1.0)
 
 
-def test_who_waited_for_a_factor_is_answered_though_others_have_filled_the_queue(plane: DataPlane) -> None:
+@pytest.mark.parametrize("awaited", ["analyze", "factorize"])
+def test_who_waited_for_a_build_is_answered_though_others_have_filled_the_queue(plane: DataPlane, awaited: str) -> None:
     a = convection(12)
-    matrix = Matrix(Pattern.from_csr(a), a.data)
+    known, matrix = (Matrix(Pattern.from_csr(a), factor * a.data) for factor in (3.0, 1.0))
     context = CallContext.within(PATIENCE, "rest")
     plane.put(PutCall(matrix.ref, matrix), context)
+    if awaited == "factorize":  # the pattern is analysed already
+        plane.put(PutCall(known.ref, known), newcomer())
+        plane.solve(SolveCall(known.ref, Options(), np.ones(matrix.n)), newcomer())
     worker, gate, begun = plane._scheduler._threads[0], threading.Event(), threading.Event()
-    factorize, found = worker.factorize, []
+    build, found = getattr(worker, awaited), []
 
     def held(*arguments: Any) -> Any:
         begun.set()
         gate.wait(PATIENCE)
-        return factorize(*arguments)
+        return build(*arguments)
 
-    worker.factorize = held  # type: ignore[method-assign]
+    setattr(worker, awaited, held)
     asks = threading.Thread(
         target=lambda: found.append(plane.solve(SolveCall(matrix.ref, Options(), np.ones(matrix.n)), context))
     )
     asks.start()
     assert begun.wait(PATIENCE)
     others = threading.Event()
-    for _ in range(2):
-        plane._scheduler._enter(worker, Hold(others, quick=False), None)
+    before = [Hold(others, quick=True) for _ in range(4)]  # on the thread that solves
+    plane._scheduler._enter(worker, before[0], None)
+    until(before[0].begun.is_set)
+    for each in before[1:3]:
+        plane._scheduler._enter(worker, each, None)
     with pytest.raises(QueueFullError):
-        plane._scheduler._enter(worker, Hold(others, quick=False), None)
+        plane._scheduler._enter(worker, before[3], None)
     gate.set()
+    until(lambda: not asks.is_alive() or plane._scheduler.stats.depth == 3)
     others.set()
     asks.join(PATIENCE)
     np.testing.assert_allclose(a @ found[0].x, np.ones(matrix.n), atol=1e-10)

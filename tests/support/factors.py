@@ -79,8 +79,10 @@ class Hold(Job):
 
     def __init__(self, gate: threading.Event, quick: bool) -> None:
         self.gate, self.quick, self.born = gate, quick, time.perf_counter()
+        self.begun = threading.Event()
 
     def run(self, mates: Sequence[Job]) -> None:
+        self.begun.set()
         assert self.gate.wait(PATIENCE)
 
     def fail(self, error: BaseException) -> None:

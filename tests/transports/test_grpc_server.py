@@ -262,6 +262,7 @@ def test_a_call_that_never_brings_its_message_is_given_up_and_takes_no_place(mon
             transport.solve(SolveCall(matrix.ref, Options(), np.ones(8)), TIMEOUT)
         assert mute.code() is grpc.StatusCode.CANCELLED
         until(lambda: own.server._admission._under_way == 0, "its place was given back")
+        assert not own.server._stalls._open, "nobody looks after what has ended"
         transport.solve(SolveCall(matrix.ref, Options(), np.ones(8)), TIMEOUT)
         transport.close()
         nothing.put(None)
