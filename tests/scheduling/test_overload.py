@@ -61,6 +61,23 @@ def test_each_is_told_a_turn_of_its_own_as_far_apart_as_calls_are_served() -> No
     assert np.diff(hints) == pytest.approx([0.1] * 3, rel=0.1)
 
 
+def test_an_hour_in_which_nobody_waited_does_not_count_even_if_somebody_was_served() -> None:
+    backlog = Backlog(4, 1 << 20, Silent())
+    backlog.enter(0, None)
+    backlog.started(1, 0.0)  # and goes on
+    for _ in range(3):
+        context = newcomer()
+        backlog._last_end -= 3600.0
+        backlog.open_call(context)
+        backlog.enter(0, context)
+        backlog.started(1, 0.0)
+        backlog.ended(1, 0)
+        backlog.close_call(context, answered=True)
+    for _ in range(4):
+        backlog.enter(0, None)
+    assert refusal(backlog, newcomer()).retry_after < 60.0, "it took no time at all"
+
+
 def test_calls_that_failed_say_nothing_of_how_fast_others_are_served() -> None:
     backlog = full(4, answered=60)
     before = backlog._interval

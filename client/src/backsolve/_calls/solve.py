@@ -65,8 +65,9 @@ def answered(
 
 def solution(reply: SolveReply, hashed: float) -> Solution:
     """The reply as callers see it, with this side's part of the times."""
-    seconds = replace(reply.certificate.seconds, hash=hashed)
-    stats = replace(reply.certificate, seconds=seconds)
+    stats = reply.certificate
+    if stats.seconds.hash != hashed:
+        stats = replace(stats, seconds=replace(stats.seconds, hash=hashed))
     return Solution(reply.x, stats.status, stats)
 
 
@@ -89,7 +90,7 @@ class Held:
         rhs, dtype = as_array(b, "b"), self.matrix.dtype
         if not np.can_cast(rhs.dtype, dtype, "safe"):
             raise InvalidDtypeError(f"b is {rhs.dtype}, the factor {dtype}: factorize A.astype({rhs.dtype.name!r})")
-        options = replace(self.options, trans=check_trans(trans))
+        options = self.options if trans == self.options.trans else replace(self.options, trans=check_trans(trans))
         rhs = rhs.astype(dtype, copy=False)
         solved = yield from solve_matrix(exchange, self.matrix, rhs, None, self.terms, options)
         self.last = solved.stats

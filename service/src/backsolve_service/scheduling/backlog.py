@@ -175,8 +175,8 @@ class Backlog:
 
     def _start(self, jobs: int) -> None:
         """Jobs begin; the lock is held."""
-        if not (self.running or self.waiting):
-            self._last_end = time.monotonic()  # an idle hour says nothing about the rate
+        if not self.waiting:
+            self._last_end = time.monotonic()  # an hour in which nobody waited says nothing about the rate
         self.running += jobs
 
     def _tell(self) -> None:
