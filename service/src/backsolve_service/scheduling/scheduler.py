@@ -69,8 +69,8 @@ class OpenCall:
         self._backlog.close_call(self._context, answered=kind is None)
 
 
-_AT_ONCE_BYTES = 16 << 20
-"""Bytes of a factor times columns up to which a caller solves for itself (some 8 ms).
+_AT_ONCE_BYTES = 64 << 20
+"""Bytes of a factor times columns up to which a caller solves for itself (some 10 ms).
 
 Beyond, the switch of threads no longer counts, and a caller must be free to leave at its deadline.
 """
