@@ -167,10 +167,12 @@ def _matrices() -> dict[str, Any]:
     content[MEDIA_TYPE] = _binary(
         "`values`, and `indptr`, `indices` of a CSR matrix", "`shape` and `storage`, optional"
     )
-    upload["parameters"].append(_shared())
+    upload["parameters"] += [_repeated(), _shared()]
     upload["requestBody"] = _body(content)
     upload["responses"] = _stored(_UPLOAD_ERRORS)
-    put = _operation("putMatrix", "Upload a matrix in canonical form under its digests; idempotent.", [_shared()])
+    put = _operation(
+        "putMatrix", "Upload a matrix in canonical form under its digests; idempotent.", [_repeated(), _shared()]
+    )
     put["requestBody"] = _body(
         {
             MEDIA_TYPE: _binary(
@@ -264,11 +266,7 @@ def _call_parameters() -> list[Schema]:
         _header(
             "backsolve-matrix", "the ref again, so that bulk for an unknown matrix is refused early", {"type": "string"}
         ),
-        _header(
-            REPEATED_HEADER,
-            "any value: the server had no room for this call before, and it comes back when it was told to",
-            {"type": "string"},
-        ),
+        _repeated(),
         _header("backsolve-route-key", "first 16 hex digits of the pattern's digest, for proxies", {"type": "string"}),
         _header(
             ANSWER_HEADER,
@@ -278,6 +276,14 @@ def _call_parameters() -> list[Schema]:
         ),
         _shared(),
     ]
+
+
+def _repeated() -> Schema:
+    return _header(
+        REPEATED_HEADER,
+        "any value: the server had no room for this call before, and it comes back when it was told to (Retry-After)",
+        {"type": "string"},
+    )
 
 
 def _shared() -> Schema:
