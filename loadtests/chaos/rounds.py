@@ -106,8 +106,11 @@ def _vandals(blow: Callable[[Vandal], None]) -> Callable[[Scene], None]:
     def work(scene: Scene) -> None:
         def strike(number: int) -> None:
             vandal = Vandal(scene.url, scene.seed + number, scene.seed)
-            for _ in range(BLOWS):
-                blow(vandal)
+            try:
+                for _ in range(BLOWS):
+                    blow(vandal)
+            except Exception as error:  # a round in which nobody struck proves nothing
+                scene.findings.fault(f"a vandal could not strike: {type(error).__name__}: {error}")
 
         threads = [threading.Thread(target=strike, args=(number,), daemon=True) for number in range(VANDALS)]
         for thread in threads:

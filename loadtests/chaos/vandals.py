@@ -14,7 +14,7 @@ import numpy as np
 
 from backsolve._rest.body import MEDIA_TYPE
 from backsolve._rest.messages import put_body, solve_body, vjp_body
-from backsolve._rpc import calls, framing, streams
+from backsolve._rpc import calls, framing, pieces, streams
 from backsolve._transports.base import PutCall, SolveCall, VjpCall
 from backsolve.canonical import canonicalise
 from backsolve.matrix import Matrix
@@ -138,15 +138,13 @@ class Vandal:
 
     def _frames(self, header: Any, message: Any, arrays: Any) -> list[bytes]:
         # A frame of the usual size would hold all of so small a matrix: it is cut finer, so that there is a middle.
-        frames = [header]
+        frames = [pieces.write(header)]
         for frame in streams.chunk_frames(message, arrays):
             chunk = frame.chunk
             for at in range(0, len(chunk.data), _CHUNK):
-                piece = solver_pb2.Chunk(
-                    tensor=chunk.tensor, offset=chunk.offset + at, data=chunk.data[at : at + _CHUNK]
-                )
-                frames.append(solver_pb2.Frame(chunk=piece))
-        return [frame.SerializeToString() for frame in frames]
+                piece = pieces.Piece(chunk.tensor, chunk.offset + at, chunk.data[at : at + _CHUNK])
+                frames.append(pieces.write(piece))
+        return frames
 
     def _send_grpc(self, method: str, messages: list[bytes], *, answered: bool = True) -> None:
         with (
