@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
+from backsolve._calls.solve import solution
 from backsolve._protocol import Exchange, Pause, Send, Step, Steps
 from backsolve._steps import Progress
 from backsolve._transports.base import PutCall, SolveCall, SolveReply
@@ -177,6 +178,15 @@ def test_a_full_server_is_asked_whether_it_has_room_before_it_is_sent_values() -
     for _ in range(3):
         assert calls() == [(False, False), (True, False)]
     assert calls() == [(True, False)], "there has been room for a while"
+
+
+def test_the_time_of_hashing_is_this_sides_own() -> None:
+    times = Timings(hash=2.0, solve=5.0)
+    certificate = Certificate(Status.OK, "dense_lu", "", "float64", 0, 0.0, 0.0, None, False, False, times, "x")
+    reply = SolveReply(np.ones(3), certificate)
+    for hashed in (0.5, 2.0):
+        seconds = solution(reply, hashed).stats.seconds
+        assert (seconds.hash, seconds.solve) == (hashed, 5.0)
 
 
 def test_values_go_unnamed_only_where_they_go_unasked() -> None:

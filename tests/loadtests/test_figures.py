@@ -93,6 +93,17 @@ def test_goodput_counts_answers_within_the_limit_and_failures_apart():
     assert [block.count for block in made.blocks] == [1, 1, 0, 0, 0, 1]
 
 
+def test_a_run_lasts_until_its_last_answer():
+    tally, other = Tally(10.0, 1.0), Tally(10.0, 1.0)
+    assert tally.lasted == 10.0
+    tally.record(3.0, 2.0, None)
+    tally.record(9.0, 30.0, "DEADLINE")
+    assert tally.lasted == 10.0, "a failure is no answer"
+    other.record(9.5, 2.5, None)
+    tally.add(other)
+    assert tally.lasted == 12.0
+
+
 def test_a_wrong_answer_is_neither_throughput_nor_goodput():
     made = tally()
     made.verdict(False, within=True)

@@ -22,6 +22,9 @@ def meaning(frame: Frame | Piece) -> tuple[int, int, bytes]:
 
 
 @given(st.integers(1, 2**32 - 1), OFFSETS, st.binary(min_size=1, max_size=300))
+@example(127, 127, b"x" * 127)
+@example(128, 128, b"x" * 128)
+@example(1, 2**64 - 1, b"x")
 def test_the_bytes_are_protobufs(tensor: int, offset: int, data: bytes) -> None:
     assert (
         write(Piece(tensor, offset, np.frombuffer(data, np.uint8))) == framed(tensor, offset, data).SerializeToString()

@@ -56,7 +56,7 @@ class Admission:
         self._lock = threading.Lock()
         self._under_way = 0
 
-    def let_in(self, context: Any, refuse_when_full: "Refuse") -> "Admitted":
+    def let_in(self, context: Any, refuse_when_full: Refuse) -> "Admitted":
         """As `admit`, for what may have to queue: refused while that is cheap when there is no room.
 
         Args:
@@ -81,7 +81,7 @@ class Admission:
         """
         return self._callers.tenant(_token(header), "send metadata 'authorization: Bearer <token>'")
 
-    def enter(self, refuse_when_full: "Refuse", call: CallContext) -> None:
+    def enter(self, refuse_when_full: Refuse, call: CallContext) -> None:
         """One more that may have to queue is under way, unless it is refused."""
         with self._lock:
             refuse_when_full(self._under_way, call)

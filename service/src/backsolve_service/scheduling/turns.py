@@ -56,6 +56,5 @@ class Turns:
             return min(max(seconds, left), _MOST_SECONDS)
         if seconds > _MOST_SECONDS:
             return _MOST_SECONDS
-        self._next[tenant] = turn
-        self._next[tenant] += interval * len(self._next)
+        self._next[tenant] = turn + interval * len(self._next.keys() | {tenant})
         return seconds
